@@ -1,0 +1,95 @@
+"""The `cifarctl` command: options in, text out. Everything else is in the library below it."""
+
+import io
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import cifarctl
+from cifarctl.cli.download import download
+from cifarctl.cli.evaluate import evaluate
+from cifarctl.cli.output import report_error, write_line
+from cifarctl.cli.predict import predict
+from cifarctl.cli.reconstruct import reconstruct
+from cifarctl.cli.train_ae import train_ae
+from cifarctl.cli.train_clf import train_clf
+from cifarctl.errors import CifarctlError
+
+app = typer.Typer(
+    name="cifarctl",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command("download")(download)
+app.command("train-ae")(train_ae)
+app.command("train-clf")(train_clf)
+app.command("evaluate")(evaluate)
+app.command("reconstruct")(reconstruct)
+app.command("predict")(predict)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        write_line(f"cifarctl {cifarctl.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (its callback does it all)
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train, measure and use CIFAR-10 autoencoders and classifiers.
+
+    [dim]Start with: cifarctl download, or: cifarctl train-clf --data synthetic[/dim]
+    """
+    if context.invoked_subcommand is None:
+        write_line(context.get_help())
+        raise typer.Exit(2)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code. Exceptions become one line, unless CIFARCTL_DEBUG is set."""
+    try:
+        code = app(arguments, prog_name="cifarctl", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Exception as error:
+        if os.environ.get("CIFARCTL_DEBUG"):
+            raise
+        code, message, hint = _explain(error)
+        report_error(message, hint)
+        return code
+
+
+def _explain(error: Exception) -> tuple[int, str, str | None]:
+    """Exit code, message and hint for anything that ends a command."""
+    match error:
+        case CifarctlError():
+            return error.exit_code, str(error), error.hint
+        case typer.TyperException():  # what the parser of options raises
+            context = getattr(error, "ctx", None)
+            return 2, error.format_message(), f"{context.command_path if context else 'cifarctl'} --help"
+        case typer.Abort():
+            return 130, "aborted", None
+        case OSError(filename=str() as name):
+            return 1, f"{name}: {error.strerror}", None
+        case MemoryError():
+            return 1, "out of memory", "a smaller --batch-size, or fewer images"
+        case OSError():
+            return 1, str(error), None
+    return 1, f"internal error: {type(error).__name__}: {error}", "CIFARCTL_DEBUG=1 shows where; please report it"
+
+
+def main() -> None:
+    """The console script."""
+    # Read when torch is imported: large tensors on huge pages, so that fresh memory costs 512 times fewer page faults.
+    # A training step of the classifier went from 950 to 1150 images/s on two cores.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(run())

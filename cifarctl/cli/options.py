@@ -1,0 +1,109 @@
+"""Option types that several commands share. Nothing here imports torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifarctl.hardware import Device as DeviceName
+from cifarctl.hardware import Precision as PrecisionName
+
+DATA_PANEL = "Data"
+MODEL_PANEL = "Model"
+TRAINING_PANEL = "Training"
+RUN_PANEL = "Run"
+OUTPUT_PANEL = "Output"
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="NAME|DIR",
+        help="cifar10, cifar100, synthetic (drawn shapes, no download), or a folder DIR/{train,test}/CLASS/*.png.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="CIFARCTL_DATA_DIR",
+        metavar="DIR",
+        help="Where downloaded data lies. Default: the user's cache folder.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", help="Never touch the network: fail where data is missing.", rich_help_panel=DATA_PANEL),
+]
+ModelPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="FILE|RUN",
+        help="A .safetensors file or a run's folder. Default: the pretrained model.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Device = Annotated[
+    DeviceName, typer.Option("--device", help="auto takes the best there is.", rich_help_panel=RUN_PANEL)
+]
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(
+        "--precision",
+        help="Of matrix products. auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=OUTPUT_PANEL)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=OUTPUT_PANEL)
+]
+
+# train-ae and train-clf
+Epochs = Annotated[
+    int | None, typer.Option(min=1, help="Passes over the training split.", rich_help_panel=TRAINING_PANEL)
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.", rich_help_panel=TRAINING_PANEL)]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.", rich_help_panel=TRAINING_PANEL)
+]
+WeightDecay = Annotated[float | None, typer.Option(min=0.0, help="Weight decay.", rich_help_panel=TRAINING_PANEL)]
+Ema = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, max=0.99999, help="Decay of an average of the weights, which is kept.", rich_help_panel=TRAINING_PANEL
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**31 - 1, help="Draws the split, the first weights and the batches.", rich_help_panel=TRAINING_PANEL
+    ),
+]
+ValSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images held out for validation. Default: 2,000, or a tenth where that is fewer.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Train on so many images only.", rich_help_panel=DATA_PANEL)]
+Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.", rich_help_panel=RUN_PANEL)]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="DIR", help="The run's folder. Default: runs/COMMAND-TIME.", rich_help_panel=RUN_PANEL
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the unfinished run in --out.", rich_help_panel=RUN_PANEL)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel=RUN_PANEL)]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard events.", rich_help_panel=RUN_PANEL)
+]

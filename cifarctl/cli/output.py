@@ -1,0 +1,97 @@
+"""Where output goes: results to stdout, everything else to stderr. Commands hand over what happened and never ask how
+it is shown.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import IO, TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell expects of a writer whose reader has gone
+
+
+class Output:
+    """One command's output.
+
+    json: results as JSON instead of tables. quiet: errors only on stderr.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json, self.quiet = json, quiet
+
+    @cached_property
+    def stderr(self) -> "Console":
+        """The console for progress and messages."""
+        return make_console(sys.stderr)
+
+    @property
+    def redraws(self) -> bool:
+        """True where progress may be drawn over and over."""
+        return is_interactive(sys.stderr) and not self.quiet
+
+    def status(self, text: str) -> None:
+        """Say what goes on, in one line."""
+        if not self.quiet:
+            self.stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def result(self, value: Any, *tables: "Callable[[], RenderableType]") -> None:
+        """Give the command's result: `value` as JSON, or else the tables, which are built only then."""
+        if self.json:
+            write_line(json.dumps(value, indent=2))
+            return
+        console = make_console(sys.stdout)
+        with console.capture() as capture:
+            for table in tables:
+                console.print(table())
+        write_line(capture.get().rstrip("\n"))
+
+    @contextmanager
+    def progress(self, *columns: Any) -> "Iterator[Progress]":
+        """A progress display on stderr, drawn only where it can be redrawn."""
+        from rich.progress import Progress
+
+        with Progress(*columns, console=self.stderr, transient=True, disable=not self.redraws) as progress:
+            yield progress
+
+
+def is_interactive(stream: IO[str]) -> bool:
+    """True where `stream` is a terminal that may get colours and redrawing."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def make_console(stream: IO[str]) -> "Console":
+    """A rich console on `stream`: plain text unless it is an interactive terminal."""
+    from rich.console import Console
+
+    if is_interactive(stream):
+        return Console(file=stream)
+    return Console(file=stream, force_terminal=False, no_color=True, color_system=None)
+
+
+def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> None:
+    """A line to stdout (or `stream`), out at once. Where the reader has gone, end the program quietly."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(text + end)
+        stream.flush()
+    except BrokenPipeError:
+        # What Python flushes at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise typer.Exit(BROKEN_PIPE) from None
+
+
+def report_error(message: str, hint: str | None = None) -> None:
+    """The one form of every failure: a line `error: …`, and a line `hint: …` where there is one."""
+    for label, text in (("error", message), ("hint", hint)):
+        if text:
+            # File names may hold line breaks; one line stays one line.
+            print(f"{label}: {text}".replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr)

@@ -1,0 +1,126 @@
+"""`cifarctl predict`."""
+
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cifarctl.cli import options as opt
+from cifarctl.cli.output import Output
+from cifarctl.errors import ImageError, UsageError
+
+
+def predict(
+    image: Annotated[
+        list[str], typer.Argument(metavar="IMAGE|DIR|-...", help="Files, folders, or - for one path a line on stdin.")
+    ],
+    model: opt.ModelPath = None,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Classes an image, the likeliest first.", rich_help_panel=opt.OUTPUT_PANEL)
+    ] = 1,
+    tta: Annotated[
+        bool,
+        typer.Option("--tta/--no-tta", help="Average over six views of each image.", rich_help_panel=opt.MODEL_PANEL),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=opt.RUN_PANEL)] = 250,
+    format: Annotated[
+        Literal["table", "jsonl", "json", "csv"] | None,
+        typer.Option(help="Default: table on a terminal, jsonl elsewhere.", rich_help_panel=opt.OUTPUT_PANEL),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Write here, not to stdout.", rich_help_panel=opt.OUTPUT_PANEL
+        ),
+    ] = None,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    quiet: opt.Quiet = False,
+) -> None:
+    """Classify image files.
+
+    Answers come in the order of the inputs, while they are computed. A file that cannot be read is answered with its
+    error, the others are not affected, and the exit code is 1.
+
+    Examples: [cyan]cifarctl predict photo.jpg[/cyan], [cyan]find . -name '*.png' | cifarctl predict - | jq -r
+    .label[/cyan]
+    """
+    from cifarctl import weights
+    from cifarctl.cli.records import open_writer
+    from cifarctl.data.images import expand
+    from cifarctl.hardware import select_device, select_precision
+
+    path = weights.resolve(model, "classifier")
+    chosen_device = select_device(device)
+    classifier, info = weights.load_classifier(path, chosen_device)
+    if top_k > len(info.classes):
+        raise UsageError(f"--top-k {top_k}: the model has {len(info.classes)} classes")
+    if format is None:
+        format = "table" if out is None and sys.stdout.isatty() else "jsonl"
+    output = Output(quiet=quiet)
+    failed = total = 0
+    with open_writer(format, out, top_k) as write:
+        for record in _classify(
+            expand(_paths(image)),
+            classifier,
+            info.classes,
+            top_k,
+            batch_size,
+            tta,
+            select_precision(precision, chosen_device),
+        ):
+            total += 1
+            failed += "error" in record
+            write(record)
+    if total == 0:
+        output.status("No images: nothing to do")
+    if failed:
+        output.status(f"{failed:,} of {total:,} files could not be read")
+        raise typer.Exit(1)
+
+
+def _paths(arguments: list[str]) -> Iterator[Path]:
+    """The arguments' paths; `-` stands for one a line on stdin, read as they are needed."""
+    for argument in arguments:
+        if argument == "-":
+            # File names are bytes; undecodable ones survive the round trip as surrogates.
+            for line in sys.stdin.buffer:
+                if name := line.rstrip(b"\r\n"):
+                    yield Path(name.decode(sys.getfilesystemencoding(), "surrogateescape"))
+        else:
+            yield Path(argument)
+
+
+def _classify(
+    paths: Iterator[Path], model: Any, classes: tuple[str, ...], top_k: int, batch_size: int, tta: bool, precision: Any
+) -> Iterator[dict[str, Any]]:
+    """One record a path, in order. At most a few batches are in memory."""
+    import numpy as np
+    import torch
+
+    from cifarctl.data.images import read_images
+    from cifarctl.inference import predict_logits
+
+    # Two batches ahead: one is decoded in threads while the other is classified.
+    decoded = read_images(paths, window=2 * batch_size)
+    while batch := list(islice(decoded, batch_size)):
+        images = [image for _, image in batch if not isinstance(image, ImageError)]
+        answers: Iterator[tuple[list[float], list[int]]] = iter(())
+        if images:
+            logits = predict_logits(
+                model, torch.from_numpy(np.stack(images)), tta=tta, precision=precision, batch_size=batch_size
+            )
+            top = logits.softmax(1).topk(top_k)
+            answers = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        for path, image in batch:
+            if isinstance(image, ImageError):
+                yield {"path": str(path), "error": str(image)}
+                continue
+            ranked = [
+                {"label": classes[index], "confidence": round(confidence, 6)}
+                for confidence, index in zip(*next(answers), strict=True)
+            ]
+            yield {"path": str(path), **ranked[0], "top": ranked}

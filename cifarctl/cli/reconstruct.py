@@ -1,0 +1,136 @@
+"""`cifarctl reconstruct`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cifarctl.cli import options as opt
+from cifarctl.cli.output import Output, report_error
+from cifarctl.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MAX_COUNT = 240
+
+
+def reconstruct(
+    image: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE|DIR]...", help="Image files. Default: images of a split.")
+    ] = None,
+    model: opt.ModelPath = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR", help="Default: the data that the model was trained on.", rich_help_panel=opt.DATA_PANEL
+        ),
+    ] = None,
+    data_dir: opt.DataDir = None,
+    offline: opt.Offline = False,
+    split: Annotated[
+        Literal["train", "val", "test"], typer.Option(help="Which images.", rich_help_panel=opt.DATA_PANEL)
+    ] = "test",
+    count: Annotated[
+        int, typer.Option(min=1, max=_MAX_COUNT, help="How many images of the split.", rich_help_panel=opt.DATA_PANEL)
+    ] = 12,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.png|DIR",
+            help="A .png file gets one labelled grid; a folder gets one reconstruction a file.",
+            rich_help_panel=opt.OUTPUT_PANEL,
+        ),
+    ] = Path("reconstructions.png"),
+    device: opt.Device = "auto",
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Draw images beside what an autoencoder makes of them, and their difference.
+
+    Images of another size are resized to 32×32 first.
+
+    Examples: [cyan]cifarctl reconstruct -m runs/ae[/cyan], [cyan]cifarctl reconstruct photo.jpg -m runs/ae -o
+    out.png[/cyan]
+    """
+    from cifarctl import weights
+    from cifarctl.evaluation import psnr
+    from cifarctl.hardware import select_device
+    from cifarctl.inference import reconstruct as reconstruct_images
+
+    output = Output(json=json, quiet=quiet)
+    if out.suffix and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: a grid is a .png file", hint="name a .png file, or a folder")
+    path = weights.resolve(model, "autoencoder")
+    autoencoder, info = weights.load_autoencoder(path, select_device(device))
+    failures: list[str] = []
+    if image:
+        images, names = _read_files(image, failures)
+    else:
+        from cifarctl.cli.download import ensure_data
+        from cifarctl.data import Source
+
+        trained_on = info.data if data in (None, info.data.get("name")) else {}
+        name = data or info.data.get("name", "cifar10")
+        source = Source(name, trained_on.get("val_size"), trained_on.get("seed", 0), data_dir)
+        ensure_data(source, output, offline=offline)
+        dataset = source.load(split)
+        images = dataset.images[:count]
+        names = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
+
+    outputs = reconstruct_images(autoencoder, images).cpu()
+    decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
+    _write(images, outputs, names, out)
+    result: dict[str, Any] = {
+        "model": str(path),
+        "out": str(out),
+        "n": len(images),
+        "psnr_image_mean": sum(decibels) / len(decibels),
+        "images": [{"name": name, "psnr": value} for name, value in zip(names, decibels, strict=True)],
+    }
+    output.result(
+        result, lambda: f"{out}: {len(images)} images, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')"
+    )
+    if failures:
+        report_error(f"{failures[0]}{f' (and {len(failures) - 1} more)' if len(failures) > 1 else ''}")
+        raise typer.Exit(1)
+
+
+def _read_files(paths: list[Path], failures: list[str]) -> "tuple[Tensor, list[str]]":
+    """Decode the files, uint8 (N, 3, 32, 32); what cannot be read is noted in `failures`."""
+    import numpy as np
+    import torch
+
+    from cifarctl.data.images import expand, read_images
+
+    decoded, names = [], []
+    for path, image in read_images(expand(paths)):
+        if isinstance(image, ImageError):
+            failures.append(f"{path}: {image}")
+        else:
+            decoded.append(image)
+            names.append(str(path))
+    if not decoded:
+        raise ImageError(failures[0] if failures else f"{paths[0]}: no images in it")
+    if len(decoded) > _MAX_COUNT:
+        raise UsageError(f"{len(decoded)} images: at most {_MAX_COUNT} at a time", hint="name fewer files")
+    return torch.from_numpy(np.stack(decoded)), names
+
+
+def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path) -> None:
+    if out.suffix:
+        from cifarctl import plots
+
+        plots.save(plots.reconstructions(images, outputs, names), out)
+        return
+    from PIL import Image
+
+    from cifarctl.files import atomic_path
+
+    for i, (output, name) in enumerate(zip(outputs, names, strict=True)):
+        stem = Path(name).stem if name else str(i)
+        pixels = (output * 255).round().byte().permute(1, 2, 0).numpy()
+        with atomic_path(out / f"{i:04d}-{stem.replace(' ', '-')}.png") as temporary:
+            Image.fromarray(pixels).save(temporary)

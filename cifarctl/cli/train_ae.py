@@ -1,0 +1,76 @@
+"""`cifarctl train-ae`."""
+
+from typing import Annotated
+
+import typer
+
+from cifarctl import models
+from cifarctl.cli import options as opt
+from cifarctl.cli.output import Output
+
+
+def train_ae(
+    context: typer.Context,
+    data: opt.Data = "cifar10",
+    data_dir: opt.DataDir = None,
+    offline: opt.Offline = False,
+    val_size: opt.ValSize = None,
+    limit: opt.Limit = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"One of: {', '.join(models.names('autoencoder'))}.", rich_help_panel=opt.MODEL_PANEL
+        ),
+    ] = None,
+    latent_dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Floats an image is squeezed into. Default: 256.", rich_help_panel=opt.MODEL_PANEL),
+    ] = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.LearningRate = None,
+    weight_decay: opt.WeightDecay = None,
+    ema: opt.Ema = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    compile: opt.Compile = False,
+    out: opt.Out = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    tensorboard: opt.TensorBoard = True,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Train an autoencoder: 3,072 pixel values through a few hundred floats and back.
+
+    Missing data is downloaded first. The run's folder gets the weights, curves, reconstructions and TensorBoard events.
+
+    Examples: [cyan]cifarctl train-ae[/cyan], [cyan]cifarctl train-ae --latent-dim 128 --out runs/ae128[/cyan]
+    """
+    from cifarctl.cli.training import recipe_overrides, run_training
+    from cifarctl.training.session import TrainOptions
+
+    run_training(
+        context,
+        TrainOptions(
+            kind="autoencoder",
+            data=data,
+            data_dir=str(data_dir) if data_dir else None,
+            val_size=val_size,
+            seed=seed,
+            arch=arch,
+            latent_dim=latent_dim,
+            overrides=recipe_overrides(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, ema=ema),
+            limit=limit,
+            device=device,
+            precision=precision,
+            compile=compile,
+            tensorboard=tensorboard,
+        ),
+        out,
+        Output(json=json, quiet=quiet),
+        resume=resume,
+        overwrite=overwrite,
+        offline=offline,
+    )

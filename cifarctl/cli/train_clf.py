@@ -1,0 +1,102 @@
+"""`cifarctl train-clf`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifarctl import models
+from cifarctl.cli import options as opt
+from cifarctl.cli.output import Output
+
+
+def train_clf(
+    context: typer.Context,
+    data: opt.Data = "cifar10",
+    data_dir: opt.DataDir = None,
+    offline: opt.Offline = False,
+    val_size: opt.ValSize = None,
+    limit: opt.Limit = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help=f"One of: {', '.join(models.names('classifier'))}.", rich_help_panel=opt.MODEL_PANEL
+        ),
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|RUN",
+            help="Classify the latents of this autoencoder (frozen), not pixels.",
+            rich_help_panel=opt.MODEL_PANEL,
+        ),
+    ] = None,
+    finetune: Annotated[
+        bool, typer.Option("--finetune", help="Train the encoder too.", rich_help_panel=opt.MODEL_PANEL)
+    ] = False,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.LearningRate = None,
+    weight_decay: opt.WeightDecay = None,
+    label_smoothing: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.99,
+            help="Part of each label that is spread over all classes.",
+            rich_help_panel=opt.TRAINING_PANEL,
+        ),
+    ] = None,
+    ema: opt.Ema = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    compile: opt.Compile = False,
+    out: opt.Out = None,
+    resume: opt.Resume = False,
+    overwrite: opt.Overwrite = False,
+    tensorboard: opt.TensorBoard = True,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Train a classifier, from pixels or from an autoencoder's latents.
+
+    Missing data is downloaded first. The run's folder gets the weights, curves, confusion matrix and TensorBoard
+    events.
+
+    Examples: [cyan]cifarctl train-clf[/cyan], [cyan]cifarctl train-clf --encoder runs/ae --out runs/head[/cyan]
+    """
+    from cifarctl.cli.training import recipe_overrides, run_training
+    from cifarctl.training.session import TrainOptions
+
+    run_training(
+        context,
+        TrainOptions(
+            kind="classifier",
+            data=data,
+            data_dir=str(data_dir) if data_dir else None,
+            val_size=val_size,
+            seed=seed,
+            arch=arch,
+            encoder=str(encoder) if encoder else None,
+            finetune=finetune,
+            overrides=recipe_overrides(
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                weight_decay=weight_decay,
+                label_smoothing=label_smoothing,
+                ema=ema,
+            ),
+            limit=limit,
+            device=device,
+            precision=precision,
+            compile=compile,
+            tensorboard=tensorboard,
+        ),
+        out,
+        Output(json=json, quiet=quiet),
+        resume=resume,
+        overwrite=overwrite,
+        offline=offline,
+    )

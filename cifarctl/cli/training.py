@@ -1,0 +1,187 @@
+"""What `train-ae` and `train-clf` share: from options to a run, and a run's events to the terminal."""
+
+import shlex
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cifarctl.cli.output import Output
+from cifarctl.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from cifarctl.training.session import Event, TrainOptions
+
+
+def run_training(
+    context: typer.Context,
+    options: "TrainOptions",
+    out: Path | None,
+    output: Output,
+    *,
+    resume: bool,
+    overwrite: bool,
+    offline: bool,
+) -> None:
+    """Train as `options` say, show it, and give the summary."""
+    from cifarctl.cli.download import ensure_data
+    from cifarctl.training.run_dir import RunDir
+    from cifarctl.training.session import TrainOptions, check, train
+
+    command = str(context.info_name)
+    if resume:
+        if out is None:
+            raise UsageError("--resume: which run?", hint="name its folder with --out")
+        run = RunDir(out, resume=True)
+        options = _resumed(context, options, TrainOptions.from_config(run.read_config(), run.config))
+    else:
+        out = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        RunDir.check_free(out, overwrite=overwrite)
+    check(options)
+    ensure_data(options.source, output, offline=offline)
+    try:
+        summary = _show(train(options, out, resume=resume, overwrite=overwrite), output)
+    except Interrupted as error:
+        error.hint = f"go on with: cifarctl {command} --out {shlex.quote(str(out))} --resume"
+        raise
+    output.result(summary, lambda: _summary_table(summary))
+
+
+def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOptions") -> "TrainOptions":
+    """The stored options, after checking that none was given again with another value."""
+    if stored.kind != given.kind:
+        raise UsageError(f"--resume: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}")
+
+    def value(options: "TrainOptions", name: str) -> Any:
+        return getattr(options, name, None) if hasattr(options, name) else getattr(options.recipe, name, None)
+
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and value(given, name) != value(stored, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')}: the run was started with {value(stored, name)}",
+                hint="leave the option out to resume, or start another run",
+            )
+    return stored
+
+
+def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
+    """Draw a bar while a run goes on, print a line an epoch, and return the run's summary."""
+    from cifarctl.training.loop import EpochDone, StepDone
+    from cifarctl.training.session import Finished, Measuring, Started
+
+    summary: dict[str, Any] = {}
+    with _bar(output) as bar:
+        for event in events:
+            match event:
+                case Started():
+                    output.status(
+                        f"{'Resuming' if event.resumed else 'Training'} {event.model}, {event.parameters:,} parameters,"
+                        f" on {event.device} in {event.precision}: {event.train:,} images, {event.val:,} for validation"
+                    )
+                    output.status(f"Run folder: {event.run}")
+                case StepDone():
+                    bar.step(event)
+                case EpochDone():
+                    bar.epoch(event.history[-1])
+                    output.status(_epoch_line(event))
+                case Measuring():
+                    output.status("Measuring on the test split …")
+                case Finished():
+                    summary = event.summary
+    return summary
+
+
+class _TrainingBar:
+    """Progress with loss, metric, speed and time left. It reads the loss a few times a second: that waits for a GPU."""
+
+    _INTERVAL = 0.25
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._task: Any = None
+        self._metric = ""
+        self._drawn = self._started = time.perf_counter()
+        self._first_step = 0
+
+    def step(self, event: Any) -> None:
+        if self._progress.disable:
+            return
+        now = time.perf_counter()
+        if self._task is None:
+            self._started, self._first_step = now, event.step
+            self._task = self._progress.add_task(
+                "", total=event.steps, completed=event.step, epoch="", loss="", speed="", metric=""
+            )
+        if now - self._drawn < self._INTERVAL:
+            return
+        self._drawn = now
+        speed = (event.step - self._first_step) * event.batch_size / max(now - self._started, 1e-9)
+        self._progress.update(
+            self._task,
+            completed=event.step,
+            epoch=f"epoch {event.epoch}",
+            loss=f"loss {event.loss.item():.4g}",
+            metric=self._metric,
+            speed=f"{speed:,.0f} images/s",
+        )
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self._metric = _metric_text(record)
+
+
+@contextmanager
+def _bar(output: Output) -> Iterator[_TrainingBar]:
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+    with output.progress(
+        TextColumn("{task.fields[epoch]}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[metric]}", style="cyan"),
+        TextColumn("{task.fields[speed]}", style="dim"),
+        TimeRemainingColumn(compact=True),
+    ) as progress:
+        yield _TrainingBar(progress)
+
+
+def _epoch_line(event: Any) -> str:
+    record, total = event.history[-1], event.epochs
+    return (
+        f"epoch {record['epoch']:>{len(str(total))}}/{total}  train loss {record['train_loss']:.4g}"
+        f"  val loss {record['val_loss']:.4g}  {_metric_text(record)}{' *' if event.is_best else '  '}"
+        f"  {record['images_per_second']:,.0f} images/s  {record['seconds']:.0f} s"
+    )
+
+
+def _metric_text(record: dict[str, Any]) -> str:
+    if "val_psnr" in record:
+        return f"PSNR {record['val_psnr']:.2f} dB"
+    return f"accuracy {record['val_accuracy']:.2%}"
+
+
+def _summary_table(summary: dict[str, Any]) -> "RenderableType":
+    from cifarctl.cli.tables import metrics_table
+
+    test = dict(summary["test"])
+    n = test.pop("n")
+    note = " (drawn shapes: a smoke test, no benchmark)" if summary["data"]["name"] == "synthetic" else ""
+    return metrics_table(
+        f"{summary['arch']}, {n:,} test images of {summary['data']['name']}{note}",
+        test,
+        {
+            "best epoch": f"{summary['best_epoch']} of {summary['epochs']}",
+            "training": f"{summary['training_seconds']:.0f} s",
+            "model": summary["model"],
+        },
+    )
+
+
+def recipe_overrides(**values: Any) -> dict[str, Any]:
+    """The fields of the recipe that the command line sets."""
+    return {name: value for name, value in values.items() if value is not None}

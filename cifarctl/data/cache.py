@@ -1,0 +1,96 @@
+"""A data set on disk: one safetensors file, memory-mapped when read, never half-written."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cifarctl.data.dataset import Dataset
+from cifarctl.errors import DataError
+from cifarctl.files import atomic_path
+
+_FORMAT = "1"
+
+
+def data_dir(chosen: Path | None = None) -> Path:
+    """The data folder: `chosen`, else $CIFARCTL_DATA_DIR, else the platform's user cache folder."""
+    if chosen is not None:
+        return chosen
+    if from_environment := os.environ.get("CIFARCTL_DATA_DIR"):
+        return Path(from_environment)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cifarctl", appauthor=False))
+
+
+def cache_path(name: str, folder: Path) -> Path:
+    """Where the data set `name` lies in the data folder."""
+    return folder / f"{name}.safetensors"
+
+
+def write_cache(path: Path, train: Dataset, test: Dataset, archive_sha256: str) -> None:
+    """Store both splits at `path`, atomically. Raises OSError."""
+    tensors = {
+        "train_images": train.images,
+        "train_labels": train.labels,
+        "test_images": test.images,
+        "test_labels": test.labels,
+    }
+    metadata = {"format": _FORMAT, "classes": json.dumps(train.classes), "archive_sha256": archive_sha256}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # it wraps the system's errors, a full disk among them
+            raise OSError(f"cannot write {path}: {error}") from None
+
+
+def read_cache(path: Path) -> tuple[Dataset, Dataset]:
+    """Map (train, test) from `path`: milliseconds, pages are read when touched.
+
+    Raises FileNotFoundError where there is none, DataError where it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            classes = tuple(json.loads(_metadata(file, path)["classes"]))
+            train, test = (
+                Dataset(file.get_tensor(f"{split}_images"), file.get_tensor(f"{split}_labels"), classes)
+                for split in ("train", "test")
+            )
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    for dataset in (train, test):
+        _check(dataset, path)
+    return train, test
+
+
+def archive_digest(path: Path) -> str:
+    """SHA-256 of the archive that the file at `path` was made from. Raises as `read_cache` does."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str(_metadata(file, path)["archive_sha256"])
+    except (SafetensorError, KeyError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _metadata(file: safe_open, path: Path) -> dict[str, str]:
+    metadata: dict[str, str] = file.metadata() or {}
+    if metadata.get("format") != _FORMAT:
+        raise _damaged(path, f"format {metadata.get('format')!r}, not {_FORMAT!r}")
+    return metadata
+
+
+def _check(dataset: Dataset, path: Path) -> None:
+    images, labels = dataset.images, dataset.labels
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, 32, 32):
+        raise _damaged(path, f"images are {images.dtype} {tuple(images.shape)}")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise _damaged(path, f"labels are {labels.dtype} {tuple(labels.shape)}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
+        raise _damaged(path, "a label is out of range")
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: damaged data file ({reason})", hint="make it again: cifarctl download --force")

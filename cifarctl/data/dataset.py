@@ -1,0 +1,29 @@
+"""A data set in memory: two tensors and the names of the classes."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images, all on one device.
+
+    images: uint8 (N, 3, 32, 32), RGB. labels: int64 (N,), indices into `classes`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> "Dataset":
+        """The same data on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def take(self, indices: Tensor) -> "Dataset":
+        """The examples at `indices`, int64 (M,), in that order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])

@@ -1,0 +1,33 @@
+"""Train and validation: which of the training images are held out."""
+
+import torch
+from torch import Tensor
+
+from cifarctl.errors import UsageError
+
+
+def default_val_size(n: int) -> int:
+    """2,000 images (4 % of CIFAR-10's 50,000), or a tenth where that is fewer."""
+    return min(2000, n // 10)
+
+
+def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw a validation set that keeps the classes' proportions.
+
+    labels: int64 (N,). Returns (train, val), indices in ascending order. The draw depends on `labels`, `val_size` and
+    `seed` alone. Raises UsageError unless 0 < val_size < N.
+    """
+    n = len(labels)
+    if not 0 < val_size < n:
+        raise UsageError(f"--val-size {val_size}: there are {n} training images, so it must be from 1 to {n - 1}")
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.bincount(labels)
+    exact = counts * val_size / n
+    quota = exact.floor().long()
+    # The classes with the largest remainders get one more each, until the sizes add up.
+    quota[(exact - quota).argsort(descending=True, stable=True)[: val_size - int(quota.sum())]] += 1
+    shuffled = torch.randperm(n, generator=generator)
+    held_out = torch.zeros(n, dtype=torch.bool)
+    for label, count in enumerate(quota.tolist()):
+        held_out[shuffled[labels[shuffled] == label][:count]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()

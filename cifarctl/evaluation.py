@@ -1,0 +1,151 @@
+"""Metrics of a model on a split. They are computed in fp32, whatever precision training used, so that they can be
+recomputed.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifarctl.data import Dataset
+from cifarctl.data.augment import to_float
+from cifarctl.inference import predict_logits, reconstruct
+from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.models.pca import pca_psnr
+
+# Higher is better, unless the metric is among these.
+LOWER_IS_BETTER = frozenset({"nll", "ece", "mse", "latent_floats"})
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class: the part of those called it that are (precision), of those that are that were called it (recall), and
+    F1, their harmonic mean. support: how many there are."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class ClassifierReport:
+    """A classifier on a split.
+
+    metrics: accuracy, accuracy_ci95 (low, high: Wilson's interval), macro_f1 (mean of the classes' F1), nll (mean
+    negative log-likelihood, nats), ece (expected calibration error, 15 bins of confidence). confusion_matrix: counts,
+    rows are the truth.
+    probabilities: float32 (N, classes).
+    """
+
+    n: int
+    metrics: dict[str, float | tuple[float, float]]
+    per_class: list[ClassMetrics]
+    confusion_matrix: list[list[int]]
+    images_per_second: float
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class AutoencoderReport:
+    """An autoencoder on a split.
+
+    metrics: mse (mean over all pixels of all images, in [0, 1]), psnr (dB, of that mean), psnr_image_mean (mean of the
+    images' own PSNR), ssim (mean over the images; Gaussian window of 11, sigma 1.5), latent_floats, compression_ratio
+    (3,072 over latent_floats), pca_psnr (psnr of as many principal components of the training images).
+    reconstructions: float32 (N, 3, 32, 32). image_psnr: float32 (N,).
+    """
+
+    n: int
+    metrics: dict[str, float | int]
+    images_per_second: float
+    reconstructions: Tensor
+    image_psnr: Tensor
+
+
+def evaluate_classifier(model: Classifier, data: Dataset, *, tta: bool = False) -> ClassifierReport:
+    """Measure `model` on `data`. tta: average over six views of each image."""
+    from torchmetrics.functional.classification import (
+        multiclass_calibration_error,
+        multiclass_confusion_matrix,
+    )
+
+    started = time.perf_counter()
+    logits = predict_logits(model, data.images, tta=tta)
+    seconds = time.perf_counter() - started
+
+    labels, classes = data.labels.to(logits.device), len(data.classes)
+    probabilities = logits.softmax(1)
+    matrix = multiclass_confusion_matrix(logits, labels, classes)
+    per_class = _per_class(matrix, data.classes)
+    correct = int(matrix.diagonal().sum())
+    metrics: dict[str, float | tuple[float, float]] = {
+        "accuracy": correct / len(data),
+        "accuracy_ci95": wilson_interval(correct, len(data)),
+        "macro_f1": sum(row.f1 for row in per_class) / classes,
+        "nll": F.cross_entropy(logits, labels).item(),
+        "ece": multiclass_calibration_error(probabilities, labels, classes, n_bins=15).item(),
+    }
+    return ClassifierReport(len(data), metrics, per_class, matrix.tolist(), len(data) / seconds, probabilities.cpu())
+
+
+def evaluate_autoencoder(model: Autoencoder, data: Dataset, train_images: Tensor) -> AutoencoderReport:
+    """Measure `model` on `data`, and PCA fitted on `train_images`, uint8 (M, 3, 32, 32), beside it."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    started = time.perf_counter()
+    reconstructions = reconstruct(model, data.images)
+    seconds = time.perf_counter() - started
+
+    originals = to_float(data.images)
+    image_mse = (reconstructions - originals).square().flatten(1).mean(1)
+    image_psnr = psnr(image_mse)
+    ssim = [
+        torch.as_tensor(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")).flatten()
+        for pair in zip(reconstructions.split(1000), originals.split(1000), strict=True)
+    ]
+    metrics = {
+        "mse": image_mse.mean().item(),
+        "psnr": psnr(image_mse.mean()).item(),
+        "psnr_image_mean": image_psnr.mean().item(),
+        "ssim": torch.cat(ssim).mean().item(),
+        "latent_floats": model.latent_dim,
+        "compression_ratio": 3 * 32 * 32 / model.latent_dim,
+        "pca_psnr": pca_psnr(train_images, data.images, model.latent_dim),
+    }
+    return AutoencoderReport(len(data), metrics, len(data) / seconds, reconstructions.cpu(), image_psnr.cpu())
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of mean squared errors of pixels in [0, 1]. An exact copy has 120 dB."""
+    return -10 * mse.clamp_min(1e-12).log10()
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a proportion: Wilson, 1927. It stays in [0, 1] and holds for small `n`."""
+    z = 1.959964
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def _per_class(matrix: Tensor, classes: tuple[str, ...]) -> list[ClassMetrics]:
+    """Precision, recall and F1 from a confusion matrix, int64 (C, C); 0 where they are undefined."""
+    rows = []
+    for i, label in enumerate(classes):
+        hits, predicted, support = int(matrix[i, i]), int(matrix[:, i].sum()), int(matrix[i].sum())
+        rows.append(
+            ClassMetrics(
+                label,
+                hits / predicted if predicted else 0.0,
+                hits / support if support else 0.0,
+                2 * hits / (predicted + support) if predicted + support else 0.0,
+                support,
+            )
+        )
+    return rows

@@ -1,0 +1,60 @@
+"""Which device and which precision this machine does best. Importing it imports no torch: the command line reads its
+names.
+"""
+
+import contextlib
+from typing import TYPE_CHECKING, Literal
+
+from cifarctl.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def select_device(name: Device = "auto") -> "torch.device":
+    """The named device, or the best one present. Raises UsageError where the named one is not there."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(candidate for candidate in ("cuda", "mps", "cpu") if available[candidate])
+    if not available[name]:
+        raise UsageError(f"--device {name}: there is none on this machine", hint="--device auto takes what there is")
+    return torch.device(name)
+
+
+def select_precision(name: Precision, device: "torch.device") -> Literal["fp32", "bf16", "fp16"]:
+    """The named precision, or the fastest that the device has in hardware. Raises UsageError on an impossible one."""
+    import torch
+
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16: a CPU has no fast 16-bit float", hint="--precision bf16 or auto")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if device.type == "cpu" and _cpu_has_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def autocast(device: "torch.device", precision: Precision) -> contextlib.AbstractContextManager[object]:
+    """A context in which matrix products and convolutions run in `precision` (not "auto")."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def _cpu_has_bf16() -> bool:
+    """AMX or AVX512-BF16. Emulated bf16, on other processors, is slower than fp32."""
+    import torch
+
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch < 2.10
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

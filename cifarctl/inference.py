@@ -1,0 +1,61 @@
+"""Batches in; logits, reconstructions or latents out."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from cifarctl.data.augment import to_float, views
+from cifarctl.hardware import Precision, autocast
+from cifarctl.models.base import Autoencoder, Classifier, Model
+
+# Large enough to fill the matrix units, small enough for the activations to stay in the caches.
+BATCH_SIZE = 250
+
+
+def predict_logits(
+    model: Classifier, images: Tensor, *, tta: bool = False, precision: Precision = "fp32", batch_size: int = BATCH_SIZE
+) -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> logits, float32 (N, classes).
+
+    tta: average the logits of six views (`data.augment.views`).
+    """
+
+    def one_batch(batch: Tensor) -> Tensor:
+        if not tta:
+            return model(to_float(batch))
+        return torch.stack([weight * model(view).float() for weight, view in views(batch)]).sum(0)
+
+    return _mapped(model, one_batch, images, precision, batch_size)
+
+
+def reconstruct(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32") -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> their reconstructions, float32 in [0, 1]."""
+    return _mapped(model, lambda batch: model(to_float(batch)), images, precision, BATCH_SIZE)
+
+
+def encode(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32") -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> latents, float32 (N, latent_dim)."""
+    return _mapped(model, lambda batch: model.encode(to_float(batch)), images, precision, BATCH_SIZE)
+
+
+def _mapped(
+    model: Model, function: Callable[[Tensor], Tensor], inputs: Tensor, precision: Precision, batch_size: int
+) -> Tensor:
+    return torch.cat(list(_batches(model, function, inputs, precision, batch_size)))
+
+
+@torch.inference_mode()
+def _batches(
+    model: Model, function: Callable[[Tensor], Tensor], inputs: Tensor, precision: Precision, batch_size: int
+) -> Iterator[Tensor]:
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        for batch in inputs.split(batch_size):
+            with autocast(device, precision):
+                outputs = function(batch.to(device))
+            yield outputs.float()
+    finally:
+        model.train(training)

@@ -1,0 +1,38 @@
+"""What every model of a kind can do. Inputs are uint8 or float in [0, 1], (N, 3, 32, 32); normalisation is inside."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+
+class Model(nn.Module, ABC):
+    """Any model of the registry."""
+
+    def initialize(self, images: Tensor) -> None:
+        """Set what has a closed form from training images, uint8 (N, 3, 32, 32), before the first step."""
+
+
+class Autoencoder(Model):
+    """`forward` is `decode` after `encode`."""
+
+    latent_dim: int
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Images -> latents, float (N, latent_dim)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (N, latent_dim) -> images, float (N, 3, 32, 32) in [0, 1].
+
+        In training mode they may leave [0, 1], since a clamp has no gradient outside.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+class Classifier(Model):
+    """`forward`: images -> logits, float (N, classes)."""
+
+    classes: int

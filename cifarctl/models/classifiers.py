@@ -1,0 +1,135 @@
+"""Classifiers: images to logits."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifarctl import models
+from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.models.layers import Conv3x3, Normalize, check_range
+
+
+class Airbench(Classifier):
+    """A frozen whitening layer, three groups of two 3×3 convolutions, one linear layer.
+
+    classes: how many logits. widths: channels of the three groups.
+
+    The architecture is that of airbench94: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024
+    (arXiv:2404.00498).
+    """
+
+    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (64, 256, 256)) -> None:
+        super().__init__()
+        first, second, third = widths
+        check_range(classes=(classes, 2, 100_000))
+        check_range(**{f"widths[{i}]": (width, 24, 4096) for i, width in enumerate(widths)})
+        self.classes = classes
+        self.normalize = Normalize()
+        self.whiten = nn.Conv2d(3, 24, kernel_size=2)  # (N, 24, 31, 31)
+        self.whiten.weight.requires_grad = False
+        self.groups = nn.Sequential(_Group(24, first), _Group(first, second), _Group(second, third))
+        self.head = nn.Linear(third, classes, bias=False)
+        with torch.no_grad():
+            self.head.weight /= self.head.weight.std()
+
+    def initialize(self, images: Tensor) -> None:
+        """Make the first layer whiten 2×2 patches: their covariance's eigenvectors over the square roots of its
+        eigenvalues, and the same negated, so that the GELU after it loses nothing."""
+        sample = self.normalize(images[:5000])
+        patches = sample.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+        eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
+        with torch.no_grad():
+            self.whiten.weight.copy_(torch.cat((filters, -filters)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.groups(F.gelu(self.whiten(self.normalize(x))))
+        y = F.max_pool2d(y, 3).flatten(1)
+        return self.head(y) / y.shape[1]
+
+
+class _Group(nn.Module):
+    """Convolution, pool, norm, GELU, convolution, norm, GELU: (N, C, H, W) -> (N, D, H / 2, W / 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = Conv3x3(in_channels, out_channels)
+        self.norm1 = _shift_norm(out_channels)
+        self.conv2 = Conv3x3(out_channels, out_channels)
+        self.norm2 = _shift_norm(out_channels)
+        for conv in (self.conv1, self.conv2):
+            # The first filters pass their input through, so that the net starts as a shallow one.
+            nn.init.dirac_(conv.weight.data[: conv.in_channels])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+def _shift_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation that learns an offset but no scale: the scales of the filters are Muon's to set."""
+    norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.2)
+    norm.weight.requires_grad = False
+    return norm
+
+
+class MLP(Classifier):
+    """Fully connected layers on an autoencoder's latents, or on the pixels themselves.
+
+    classes: how many logits. hidden: widths of the hidden layers. dropout: after each of them.
+    encoder: {"model": NAME, "config": {…}} of the autoencoder, whose decoder is not kept; None for pixels.
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        hidden: tuple[int, ...] = (1024, 512),
+        dropout: float = 0.3,
+        encoder: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_range(classes=(classes, 2, 100_000), layers=(len(hidden), 0, 32))
+        check_range(**{f"hidden[{i}]": (width, 1, 65_536) for i, width in enumerate(hidden)})
+        self.classes = classes
+        self.encoder: Autoencoder | None = None
+        self.normalize: Normalize | None = None
+        if encoder is None:
+            self.normalize, dim = Normalize(), 3 * 32 * 32
+        else:
+            autoencoder = models.build(encoder["model"], **encoder["config"])
+            if not isinstance(autoencoder, Autoencoder):
+                raise ValueError(f"encoder is {encoder['model']!r}, which is no autoencoder")
+            autoencoder.decoder = nn.Identity()
+            self.encoder, dim = autoencoder, autoencoder.latent_dim
+        self.latent_mean: Tensor
+        self.latent_std: Tensor
+        self.register_buffer("latent_mean", torch.zeros(dim))
+        self.register_buffer("latent_std", torch.ones(dim))
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(dim, width, bias=False), nn.BatchNorm1d(width), nn.GELU(), nn.Dropout(dropout)]
+            dim = width
+        self.head = nn.Sequential(*layers, nn.Linear(dim, classes))
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Images -> what the fully connected layers see, float (N, D), before it is standardised."""
+        if self.encoder is not None:
+            return self.encoder.encode(x)
+        assert self.normalize is not None
+        return self.normalize(x).flatten(1)
+
+    def classify(self, latents: Tensor) -> Tensor:
+        """Latents, float (N, D) -> logits."""
+        return self.head((latents - self.latent_mean) / self.latent_std)
+
+    def initialize(self, images: Tensor) -> None:
+        """Standardise each latent to the training images' mean and deviation."""
+        with torch.no_grad():
+            latents = torch.cat([self.latents(chunk).float() for chunk in images[:5000].split(500)])
+            self.latent_mean.copy_(latents.mean(0))
+            self.latent_std.copy_(latents.std(0).clamp_min(1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.latents(x))

@@ -1,0 +1,34 @@
+"""Principal component analysis of images: the best linear autoencoder, and what any other must beat."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def fit_pca(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 3, 32, 32) -> (mean, components), float32 (3072,) and (3072, 3072), components in columns, the
+    largest variance first. Pixels are in [0, 1]."""
+    covariance = torch.zeros(3072, 3072, device=images.device)
+    total = torch.zeros(3072, device=images.device)
+    for chunk in images.split(5000):
+        # Around mid-grey, so that float32 sums keep their digits.
+        pixels = chunk.flatten(1).float() / 255 - 0.5
+        covariance += pixels.T @ pixels
+        total += pixels.sum(0)
+    mean = total / len(images)
+    _, vectors = torch.linalg.eigh(covariance / len(images) - mean[:, None] * mean)
+    return mean + 0.5, vectors.flip(1)
+
+
+def pca_psnr(train_images: Tensor, images: Tensor, dim: int) -> float:
+    """PSNR in dB, of the mean squared error over `images`, of the first `dim` components fitted on `train_images`. Both
+    are uint8 (N, 3, 32, 32); reconstructions are clamped to [0, 1], as a model's are."""
+    mean, components = fit_pca(train_images)
+    components = components[:, :dim]
+    squared_error = 0.0
+    for chunk in images.split(2000):
+        pixels = chunk.flatten(1).float() / 255
+        linear = (pixels - mean) @ components @ components.T + mean
+        squared_error += (linear.clamp(0, 1) - pixels).square().sum().item()
+    return -10 * math.log10(max(squared_error / images.numel(), 1e-12))

@@ -1,0 +1,144 @@
+"""What an autoencoder and a classifier each minimise, and what they report after each epoch."""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifarctl.data import Dataset
+from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, to_float
+from cifarctl.hardware import Precision
+from cifarctl.inference import predict_logits, reconstruct
+from cifarctl.models.base import Autoencoder, Classifier, Model
+from cifarctl.models.classifiers import MLP
+from cifarctl.training.recipes import Recipe
+
+
+class Objective(Protocol):
+    """The part of a training run that depends on the task.
+
+    metric: the name, among those that `validate` returns, of the one that is maximised over epochs.
+    """
+
+    metric: str
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """All training images, uint8 (N, 3, 32, 32) -> what batches are drawn from, (N, …), on the same device."""
+        ...
+
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        """Rows of `inputs` at `indices`, int64 (B,) -> the model's input for this step."""
+        ...
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The batch's mean loss, a scalar."""
+        ...
+
+    def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
+        """Metrics on the whole of `data`, by name; `loss` among them."""
+        ...
+
+
+def augment_images(images: Tensor, indices: Tensor, epoch: int, recipe: Recipe, seed: int) -> Tensor:
+    """The recipe's augmentation of a batch, uint8 (B, 3, 32, 32)."""
+    if recipe.crop:
+        images = random_crop(images, recipe.crop)
+    if recipe.flip == "random":
+        images = random_flip(images)
+    elif recipe.flip == "alternating":
+        images = alternating_flip(images, indices, epoch, seed)
+    if recipe.cutout:
+        images = cutout(images, recipe.cutout)
+    return images
+
+
+class Reconstruction:
+    """Mean squared error of pixels in [0, 1]; reports PSNR of the mean error, in dB."""
+
+    metric = "psnr"
+
+    def __init__(self, model: Autoencoder, recipe: Recipe, seed: int) -> None:
+        self.model, self.recipe, self.seed = model, recipe, seed
+
+    def inputs(self, images: Tensor) -> Tensor:
+        return images
+
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        return to_float(augment_images(batch, indices, epoch, self.recipe, self.seed))
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (labels play no part here)
+        return F.mse_loss(self.model(x).float(), x)
+
+    def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
+        error = reconstruct(self.model, data.images, precision=precision) - to_float(data.images)
+        mse = error.square().mean().item()
+        return {"loss": mse, "psnr": -10 * math.log10(max(mse, 1e-12))}
+
+
+class Classification:
+    """Cross-entropy with label smoothing; reports accuracy."""
+
+    metric = "accuracy"
+
+    def __init__(self, model: Classifier, recipe: Recipe, seed: int) -> None:
+        self.model, self.recipe, self.seed = model, recipe, seed
+
+    def inputs(self, images: Tensor) -> Tensor:
+        return images
+
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:
+        return to_float(augment_images(batch, indices, epoch, self.recipe, self.seed))
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.cross_entropy(self.model(x), labels)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+
+    def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
+        logits = predict_logits(self.model, data.images, precision=precision)
+        correct = (logits.argmax(1) == data.labels).float().mean().item()
+        return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": correct}
+
+
+class FrozenLatents(Classification):
+    """Classification by the fully connected head alone, from latents that are computed once.
+
+    Augmentation happens before the encoder: `VIEWS` augmented copies of every image are encoded at the start, and each
+    step draws one of them for each image. Half of the copies are mirrored.
+    """
+
+    VIEWS = 8
+
+    def __init__(self, model: MLP, recipe: Recipe, seed: int, precision: Precision) -> None:
+        super().__init__(model, recipe, seed)
+        self.head, self.precision = model, precision
+        for parameter in (model.encoder or model).parameters():
+            parameter.requires_grad = model.encoder is None
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """-> float32 (N, VIEWS, D)."""
+        from cifarctl.inference import encode
+
+        assert self.head.encoder is not None
+        copies = []
+        for view in range(self.VIEWS):
+            augmented = flip(images, torch.full((len(images),), view % 2 == 1, device=images.device))
+            if self.recipe.crop and view > 1:  # one pair stays unshifted, as images are seen in use
+                augmented = torch.cat([random_crop(chunk, self.recipe.crop) for chunk in augmented.split(5000)])
+            copies.append(encode(self.head.encoder, augmented, precision=self.precision))
+        return torch.stack(copies, dim=1)
+
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
+        view = torch.randint(batch.shape[1], (len(batch),), device=batch.device)
+        return batch[torch.arange(len(batch), device=batch.device), view]
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.cross_entropy(self.head.classify(x), labels)
+
+
+def trainable(model: Model) -> int:
+    """How many of the model's parameters training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,133 @@
+"""Optimizers and the learning rate's schedule."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifarctl.training.recipes import Recipe
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters of `model` that require gradients.
+
+    Every group has `peak_lr`, which `set_learning_rate` scales.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "muon":
+        optimizer = Muon(named, recipe.lr, recipe.weight_decay, recipe.batch_size)
+    else:
+        # Biases and norms do not overfit, and decaying them only moves them from where they should be.
+        groups = [
+            {"params": [p for _, p in named if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def learning_rate_factor(recipe: Recipe, progress: float) -> float:
+    """The learning rate over its peak, where `progress` in [0, 1] is the part of all steps that is done."""
+    if progress < recipe.warmup:
+        return progress / recipe.warmup
+    falling = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return 1 - falling if recipe.schedule == "linear" else (1 + math.cos(math.pi * falling)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised momentum for convolutions; SGD with Nesterov momentum for everything else.
+
+    named_parameters: (name, parameter) pairs. lr: of the convolutions. weight_decay: what a step at the peak rate takes
+    off everything else.
+    batch_size: the other parameters' rates grow with it, since the loss is a mean over the batch.
+
+    A convolution's weight, (out, in, 3, 3) seen as a matrix (out, in · 9), is kept at Frobenius norm √out and moved by
+    its momentum with all singular values made about one (five-term Newton–Schulz iteration). Sources: Jordan et al.,
+    "Muon: An optimizer for hidden layers in neural networks", 2024, and airbench94, whose rates for the other
+    parameters these are.
+    """
+
+    _MOMENTUM, _SGD_MOMENTUM = 0.6, 0.85
+    _BIAS_LR, _HEAD_LR = 0.053, 0.67  # an image in the batch
+
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, batch_size: int
+    ) -> None:
+        named = list(named_parameters)
+        filters = [p for _, p in named if p.ndim == 4]
+        biases = [p for _, p in named if p.ndim == 1]
+        matrices = [p for _, p in named if p.ndim == 2]
+        groups = [
+            {"params": filters, "lr": lr, "orthogonalise": True, "weight_decay": 0.0},
+            {"params": biases, "lr": self._BIAS_LR * batch_size, "orthogonalise": False, "weight_decay": weight_decay},
+            {
+                "params": matrices,
+                "lr": self._HEAD_LR * batch_size,
+                "orthogonalise": False,
+                "weight_decay": weight_decay,
+            },
+        ]
+        super().__init__([group for group in groups if group["params"]], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            momentum = self._MOMENTUM if group["orthogonalise"] else self._SGD_MOMENTUM
+            updates = []
+            for parameter in parameters:
+                grad: Tensor = parameter.grad
+                if not group["orthogonalise"]:
+                    grad = grad + group["weight_decay"] / group["peak_lr"] * parameter
+                buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(grad))
+                buffer.mul_(momentum).add_(grad)
+                updates.append(grad.add(buffer, alpha=momentum))
+            if group["orthogonalise"]:
+                for parameter in parameters:
+                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+                updates = _orthogonalised(updates)
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.add_(update, alpha=-group["lr"])
+
+
+def _orthogonalised(updates: list[Tensor]) -> list[Tensor]:
+    """Each (out, in, 3, 3) with its singular values near one. Equal shapes go through the iteration together."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for i, update in enumerate(updates):
+        by_shape.setdefault(update.shape, []).append(i)
+    result = list(updates)
+    for shape, indices in by_shape.items():
+        matrices = torch.stack([updates[i].reshape(shape[0], -1) for i in indices])
+        for i, matrix in zip(indices, newton_schulz(matrices), strict=True):
+            result[i] = matrix.reshape(shape).to(updates[i].dtype)
+    return result
+
+
+def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
+    """Singular values of float (K, M, N) driven towards one, in bf16: about 0.5 to 1.5 after three steps.
+
+    The quintic's coefficients are those of Jordan et al. (2024): the steepest at zero that stay bounded.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x

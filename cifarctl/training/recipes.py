@@ -1,0 +1,85 @@
+"""The values that training runs with: one frozen set a task, in one place. Any option of the command line overrides its
+field.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one kind of model.
+
+    epochs: passes over the training split. batch_size: images a step.
+    optimizer: "muon" (orthogonalised momentum for convolutions, SGD for the rest) or "adamw".
+    lr: peak learning rate, of the convolutions under Muon. weight_decay: decoupled; a step at the peak rate shrinks
+        a weight by lr · weight_decay of itself under AdamW, by weight_decay under Muon's SGD.
+    warmup: the part of all steps in which the rate rises from zero. schedule: how it falls to zero after that.
+    label_smoothing: of the cross-entropy; autoencoders ignore it.
+    flip: left-right mirroring. crop: shift by up to so many pixels. cutout: side of a grey square; 0 is none.
+    ema: decay of the moving average of the weights that is validated and kept; 0 is none.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["muon", "adamw"]
+    lr: float
+    weight_decay: float
+    warmup: float = 0.0
+    schedule: Literal["linear", "cosine"] = "linear"
+    label_smoothing: float = 0.0
+    flip: Literal["none", "random", "alternating"] = "none"
+    crop: int = 0
+    cutout: int = 0
+    ema: float = 0.0
+
+
+AUTOENCODER = Recipe(
+    epochs=4,
+    batch_size=128,
+    optimizer="adamw",
+    lr=2e-3,
+    weight_decay=0.01,
+    warmup=0.15,
+    schedule="cosine",
+    flip="random",
+)
+
+CLASSIFIER = Recipe(
+    epochs=8,
+    batch_size=512,
+    optimizer="muon",
+    lr=0.12,
+    weight_decay=1e-3,
+    label_smoothing=0.2,
+    flip="alternating",
+    crop=2,
+)
+
+# Fully connected layers on frozen latents, or on pixels.
+HEAD = Recipe(
+    epochs=30,
+    batch_size=512,
+    optimizer="adamw",
+    lr=2e-3,
+    weight_decay=0.05,
+    warmup=0.1,
+    schedule="cosine",
+    label_smoothing=0.1,
+    flip="random",
+    crop=2,
+)
+
+# Encoder and head together, from a trained encoder.
+FINETUNE = Recipe(
+    epochs=8,
+    batch_size=256,
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=0.05,
+    warmup=0.1,
+    schedule="cosine",
+    label_smoothing=0.1,
+    flip="alternating",
+    crop=4,
+)

@@ -1,0 +1,308 @@
+"""A training run from its options to its folder: data, model, loop, test, pictures. `train-ae` and `train-clf` both are
+this.
+"""
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cifarctl
+from cifarctl import models, plots, weights
+from cifarctl.data import Dataset, Source
+from cifarctl.errors import RunDirError, UsageError
+from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
+from cifarctl.hardware import Device, Precision, select_device, select_precision
+from cifarctl.inference import reconstruct
+from cifarctl.models.base import Autoencoder, Classifier, Model
+from cifarctl.models.classifiers import MLP
+from cifarctl.training import recipes
+from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
+from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction, trainable
+from cifarctl.training.recipes import Recipe
+from cifarctl.training.run_dir import RunDir, TensorBoardLog
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything that decides what a run does; it is stored in the run's `config.json`.
+
+    kind: what to train. data, data_dir, val_size, seed: see `data.Source`; the seed also draws weights and batches.
+    arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
+    encoder: for a classifier, the weights file or run folder of the autoencoder whose latents it reads. finetune: train
+    that encoder too. overrides: fields of the recipe, by name. limit: at most so many training images.
+    """
+
+    kind: models.Kind
+    data: str = "cifar10"
+    data_dir: str | None = None
+    val_size: int | None = None
+    seed: int = 0
+    arch: str | None = None
+    latent_dim: int | None = None
+    encoder: str | None = None
+    finetune: bool = False
+    overrides: dict[str, Any] | None = None
+    limit: int | None = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    compile: bool = False
+    tensorboard: bool = True
+
+    @property
+    def source(self) -> Source:
+        """The data set and its split."""
+        return Source(self.data, self.val_size, self.seed, Path(self.data_dir) if self.data_dir else None)
+
+    @property
+    def model_name(self) -> str:
+        """The registered model to train."""
+        if self.encoder and self.arch in (None, "mlp"):
+            return "mlp"
+        return self.arch or models.names(self.kind)[0]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe for this task, with the overrides."""
+        if self.kind == "autoencoder":
+            recipe = recipes.AUTOENCODER
+        elif self.encoder and self.finetune:
+            recipe = recipes.FINETUNE
+        elif self.model_name == "mlp":
+            recipe = recipes.HEAD
+        else:
+            recipe = recipes.CLASSIFIER
+        return Recipe(**{**asdict(recipe), **(self.overrides or {})})
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], path: Path) -> "TrainOptions":
+        """The options in a run's `config.json`, at `path`. Raises RunDirError."""
+        options = config.get("options")
+        known = {option.name for option in fields(cls)}
+        if not isinstance(options, dict) or set(options) - known or "kind" not in options:
+            raise RunDirError(f"{path}: its options are not those of this version ({cifarctl.__version__})")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run is set up. parameters: how many numbers training changes. train, val: sizes."""
+
+    run: Path
+    model: str
+    parameters: int
+    device: str
+    precision: str
+    train: int
+    val: int
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Training is over; the test split is being measured."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is complete. summary: what `summary.json` holds."""
+
+    run: Path
+    summary: dict[str, Any]
+
+
+Event = Started | StepDone | EpochDone | Measuring | Finished
+
+
+def check(options: TrainOptions) -> None:
+    """Raise UsageError on options that cannot go together, before any work is done."""
+    kind, name = options.kind, options.model_name
+    if name not in models.names(kind):
+        raise UsageError(f"--arch {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
+    if options.encoder and name != "mlp":
+        raise UsageError(f"--arch {name}: does not take --encoder", hint="leave --arch out, or --arch mlp")
+    if options.finetune and not options.encoder:
+        raise UsageError("--finetune: there is no --encoder to fine-tune")
+    if kind == "autoencoder" and options.latent_dim is not None:
+        try:
+            with torch.device("meta"):
+                models.build(name, latent_dim=options.latent_dim)
+        except ValueError as error:
+            raise UsageError(f"--latent-dim {options.latent_dim}: {error}") from None
+    select_precision(options.precision, select_device(options.device))
+
+
+def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Event]:
+    """Run the whole training into the folder `out`, yielding what happens.
+
+    With `resume`, `options` are those that the run was started with. Raises UsageError, RunDirError, DataError,
+    WeightsError, TrainingError, Interrupted, and OSError where a file cannot be written.
+    """
+    check(options)
+    device = select_device(options.device)
+    precision = select_precision(options.precision, device)
+    recipe = options.recipe
+    train_set, val_set = (options.source.load("train"), options.source.load("val"))
+    if options.limit is not None:
+        order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(options.seed))
+        train_set = train_set.take(order[: options.limit])
+    train_set, val_set = train_set.to(device), val_set.to(device)
+    model, config = _build(options, train_set, device)
+
+    run = RunDir(out, resume=resume, overwrite=overwrite)
+    if not resume:
+        run.write_json(run.config, _config(options, recipe, device, precision))
+    objective = _objective(options, model, recipe, precision)
+    if options.compile:
+        model.compile()
+    resumed = run.checkpoint.exists()
+    yield Started(
+        run.path, options.model_name, trainable(model), str(device), precision, len(train_set), len(val_set), resumed
+    )
+
+    info = weights.ModelInfo(
+        options.kind,
+        options.model_name,
+        config,
+        train_set.classes if options.kind == "classifier" else (),
+        options.source.describe(),
+    )
+    board: TensorBoardLog | None = None
+    try:
+        for event in fit(
+            model,
+            objective,
+            train_set,
+            val_set,
+            recipe,
+            seed=options.seed,
+            precision=precision,
+            checkpoint=run.checkpoint,
+        ):
+            if isinstance(event, Fitted):
+                yield Measuring()
+                summary = _finish(options, model, info, run, board, train_set, event)
+                break
+            if isinstance(event, EpochDone):
+                epoch = int(event.history[-1]["epoch"])
+                run.write_history(event.history)
+                weights.save(run.last, event.weights, info)
+                if event.is_best:
+                    weights.save(run.model, event.weights, info)
+                if options.tensorboard:
+                    board = board or TensorBoardLog(run.path, purge_step=epoch)
+                    board.log_scalars(event.history[-1])
+                    _log_sample(board, model, val_set, epoch, precision)
+            yield event
+    finally:
+        if board:
+            board.close()
+    run.checkpoint.unlink(missing_ok=True)
+    yield Finished(run.path, summary)
+
+
+def _build(options: TrainOptions, train_set: Dataset, device: torch.device) -> tuple[Model, dict[str, Any]]:
+    """The model with its first weights, on `device`, and the configuration that builds it again."""
+    config: dict[str, Any] = {}
+    encoder: Autoencoder | None = None
+    if options.kind == "classifier":
+        config["classes"] = len(train_set.classes)
+    elif options.latent_dim is not None:
+        config["latent_dim"] = options.latent_dim
+    if options.encoder:
+        encoder_path = weights.resolve(Path(options.encoder), "autoencoder")
+        encoder, encoder_info = weights.load_autoencoder(encoder_path, device)
+        config["encoder"] = {"model": encoder_info.model, "config": encoder_info.config}
+    torch.manual_seed(options.seed)
+    model: Model = models.build(options.model_name, **config)  # type: ignore[assignment]
+    model.to(device)
+    if encoder is not None:
+        assert isinstance(model, MLP)
+        assert model.encoder is not None
+        kept = model.encoder.state_dict().keys()
+        model.encoder.load_state_dict({name: t for name, t in encoder.state_dict().items() if name in kept})
+    model.initialize(train_set.images)
+    return model, config
+
+
+def _objective(options: TrainOptions, model: Model, recipe: Recipe, precision: Precision) -> Objective:
+    if isinstance(model, Autoencoder):
+        return Reconstruction(model, recipe, options.seed)
+    if options.encoder and not options.finetune:
+        assert isinstance(model, MLP)
+        return FrozenLatents(model, recipe, options.seed, precision)
+    assert isinstance(model, Classifier)
+    return Classification(model, recipe, options.seed)
+
+
+def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precision: str) -> dict[str, Any]:
+    return {
+        "options": asdict(options),
+        "recipe": asdict(recipe),
+        "data": options.source.describe(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "versions": {"cifarctl": cifarctl.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _log_sample(board: TensorBoardLog, model: Model, val_set: Dataset, epoch: int, precision: Precision) -> None:
+    """An autoencoder's reconstructions of eight images, below them; they show what the scalars cannot."""
+    if isinstance(model, Autoencoder):
+        sample = val_set.images[:8]
+        shown = torch.cat((sample.float() / 255, reconstruct(model, sample, precision=precision)))
+        board.log_images("val/reconstructions", shown, 8, epoch)
+
+
+def _finish(
+    options: TrainOptions,
+    model: Model,
+    info: weights.ModelInfo,
+    run: RunDir,
+    board: TensorBoardLog | None,
+    train_set: Dataset,
+    fitted: Fitted,
+) -> dict[str, Any]:
+    """Measure the best epoch's model on the test split, and write the final files."""
+    test_set = options.source.load("test").to(train_set.images.device)
+    report: AutoencoderReport | ClassifierReport
+    if isinstance(model, Autoencoder):
+        report = evaluate_autoencoder(model, test_set, train_set.images)
+        metrics: dict[str, Any] = dict(report.metrics)
+        figure = plots.reconstructions(test_set.images[:12].cpu(), report.reconstructions[:12])
+        picture, curve = run.path / "reconstructions.png", "psnr"
+    else:
+        assert isinstance(model, Classifier)
+        report = evaluate_classifier(model, test_set)
+        metrics = {**report.metrics, "accuracy_tta": evaluate_classifier(model, test_set, tta=True).metrics["accuracy"]}
+        figure = plots.confusion(report.confusion_matrix, test_set.classes)
+        picture, curve = run.path / "confusion.png", "accuracy"
+    plots.save(figure, picture)
+    run.write_history(fitted.history)
+    plots.save(plots.curves(fitted.history, curve), run.path / "curves.png")
+    if board:
+        board.log_picture(f"test/{picture.stem}", picture, len(fitted.history))
+
+    best = fitted.history[fitted.best_epoch - 1]
+    val = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
+    measured = {"best_epoch": fitted.best_epoch, "val": val, "test": {"n": report.n, **metrics}}
+    weights.save(run.model, model.state_dict(), replace(info, metrics=measured))
+    summary = {
+        "run": str(run.path),
+        "model": str(run.model),
+        "kind": info.kind,
+        "arch": info.model,
+        "data": info.data,
+        "epochs": len(fitted.history),
+        **measured,
+        "training_seconds": fitted.history[-1]["seconds"],
+    }
+    run.write_json(run.summary, summary)
+    return summary

@@ -1,0 +1,193 @@
+"""Models to safetensors files and back. A file holds all that is needed to build its model; nothing in it is
+executed.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import cifarctl
+from cifarctl import models
+from cifarctl.errors import WeightsError
+from cifarctl.files import atomic_path
+from cifarctl.models.base import Autoencoder, Classifier, Model
+
+_FORMAT = "1"
+_PRETRAINED = Path(__file__).parent / "pretrained"
+_COMMANDS = {"autoencoder": "cifarctl train-ae", "classifier": "cifarctl train-clf"}
+M = TypeVar("M", bound=Model)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a weights file says of its model.
+
+    model, config: the arguments of `models.build`. classes: their names, none for an autoencoder. data: the data set
+    and its split (`data.Source.describe`). metrics: measured at the end of training, by name.
+    """
+
+    kind: models.Kind
+    model: str
+    config: dict[str, Any]
+    classes: tuple[str, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    cifarctl_version: str = cifarctl.__version__
+    created: str = ""
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """Write a model's tensors (its `state_dict`) to `path`, atomically. Raises OSError."""
+    metadata = {
+        "format": _FORMAT,
+        "kind": info.kind,
+        "model": info.model,
+        "config": json.dumps(info.config),
+        "classes": json.dumps(info.classes),
+        "data": json.dumps(info.data),
+        "metrics": json.dumps(info.metrics),
+        "cifarctl_version": info.cifarctl_version,
+        "created": info.created or datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    save_tensors(path, tensors, metadata)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically. Raises OSError, a full disk included."""
+    with atomic_path(path) as temporary:
+        try:
+            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from None
+
+
+def resolve(reference: Path | None, kind: models.Kind) -> Path:
+    """The weights file that a user means: a `.safetensors` file, a run's folder, or None for the pretrained model of
+    `kind`.
+
+    Raises WeightsError where there is none.
+    """
+    if reference is None:
+        path = _PRETRAINED / f"{kind}.safetensors"
+        if not path.is_file():
+            raise WeightsError(f"no pretrained {kind} comes with this version", hint=f"{_COMMANDS[kind]}, then -m RUN")
+        return path
+    if reference.is_dir():
+        path = reference / "model.safetensors"
+        if not path.is_file():
+            raise WeightsError(f"{reference}: a folder without model.safetensors, so no finished run")
+        return path
+    if not reference.exists():
+        raise WeightsError(f"{reference}: no such file", hint="-m takes a .safetensors file or a run's folder")
+    if not reference.is_file():
+        raise WeightsError(f"{reference}: not a regular file")
+    return reference
+
+
+def load_classifier(path: Path, device: torch.device) -> tuple[Classifier, ModelInfo]:
+    """Read a classifier, ready to predict on `device`. Raises WeightsError."""
+    return _load(path, device, "classifier", Classifier)
+
+
+def load_autoencoder(path: Path, device: torch.device) -> tuple[Autoencoder, ModelInfo]:
+    """Read an autoencoder, ready on `device`. Raises WeightsError."""
+    return _load(path, device, "autoencoder", Autoencoder)  # type: ignore[type-abstract]
+
+
+def read_info(path: Path) -> ModelInfo:
+    """Read and check what the file says of its model, and none of its tensors. Raises WeightsError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse(path, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from None
+
+
+def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type[M]) -> tuple[M, ModelInfo]:
+    info = read_info(path)
+    if info.kind != kind:
+        article = "an" if info.kind == "autoencoder" else "a"
+        raise WeightsError(f"{path}: holds {article} {info.kind}, where {kind} weights are needed (field kind)")
+    try:
+        with torch.device("meta"):  # shapes without memory, so that a hostile configuration costs nothing
+            model = models.build(info.model, **info.config)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{path}: field config does not describe a {info.model!r} model ({error})") from None
+    if not isinstance(model, model_class):
+        raise WeightsError(f"{path}: field model is {info.model!r}, which is no {kind}")
+
+    expected = model.state_dict()
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        if difference := names ^ expected.keys():
+            name = min(difference)
+            raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in names else 'missing'}")
+        tensors = {name: file.get_tensor(name) for name in names}
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape or tensor.is_floating_point() != expected[name].is_floating_point():
+            found, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, expected[name]))
+            raise WeightsError(f"{path}: tensor {name} is {found}, expected {wanted}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
+    # Files may store fewer bits (bf16, fp16); models compute in what they were built for.
+    model.load_state_dict({name: t.to(device, expected[name].dtype) for name, t in tensors.items()}, assign=True)
+    if kind == "classifier" and len(info.classes) != model.classes:
+        raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
+    return model.to(memory_format=torch.channels_last).eval(), info
+
+
+def _parse(path: Path, metadata: dict[str, str]) -> ModelInfo:
+    """Check the metadata field by field."""
+
+    def text(name: str) -> str:
+        if name not in metadata:
+            raise WeightsError(f"{path}: no field {name} in its metadata, so cifarctl did not write it")
+        return metadata[name]
+
+    def structured(name: str, kind: type[Any]) -> Any:
+        try:
+            value = json.loads(text(name))
+        except (ValueError, RecursionError):
+            raise WeightsError(f"{path}: field {name} is not JSON") from None
+        if not isinstance(value, kind):
+            raise WeightsError(f"{path}: field {name} is no JSON {'object' if kind is dict else 'list'}")
+        return value
+
+    if (found := text("format")) != _FORMAT:
+        raise WeightsError(
+            f"{path}: field format is {found!r}, this version reads {_FORMAT!r}", hint="a newer cifarctl may read it"
+        )
+    kind: Literal["autoencoder", "classifier"]
+    if text("kind") == "autoencoder":
+        kind = "autoencoder"
+    elif text("kind") == "classifier":
+        kind = "classifier"
+    else:
+        raise WeightsError(f"{path}: field kind is {metadata['kind']!r}, not autoencoder or classifier")
+    if (name := text("model")) not in models.REGISTRY:
+        raise WeightsError(f"{path}: field model is {name!r}, which this version does not know")
+    classes = structured("classes", list)
+    if not all(isinstance(item, str) for item in classes):
+        raise WeightsError(f"{path}: field classes is no list of names")
+    metrics = structured("metrics", dict)
+    if any(isinstance(value, float) and not math.isfinite(value) for value in metrics.values()):
+        raise WeightsError(f"{path}: field metrics holds values that are not finite")
+    return ModelInfo(
+        kind,
+        name,
+        structured("config", dict),
+        tuple(classes),
+        structured("data", dict),
+        metrics,
+        text("cifarctl_version"),
+        text("created"),
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from cifarctl.evaluation import psnr
@@ -33,6 +33,8 @@ def curves(history: Sequence[Mapping[str, float]], metric: str) -> Figure:
     loss_axes.plot(epochs, [record["train_loss"] for record in history], color=_GREY, label="train", **style)
     loss_axes.plot(epochs, [record["val_loss"] for record in history], color=_BLUE, label="validation", **style)
     loss_axes.set(yscale="log", xlabel="epoch", ylabel="loss", title="Loss")
+    for which in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):
+        which(LogFormatter(minor_thresholds=(1.5, 0.6)))
     loss_axes.legend(frameon=False)
     loss_axes.grid(alpha=0.25, which="both")
 

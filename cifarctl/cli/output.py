@@ -44,15 +44,16 @@ class Output:
             self.stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def result(self, value: Any, *tables: "Callable[[], RenderableType]") -> None:
-        """Give the command's result: `value` as JSON, or else the tables, which are built only then."""
+        """Give the command's result: `value` as JSON, or else the tables (or lines), which are built only then."""
         if self.json:
             write_line(json.dumps(value, indent=2))
             return
         console = make_console(sys.stdout)
         with console.capture() as capture:
             for table in tables:
-                console.print(table())
-        write_line(capture.get().rstrip("\n"))
+                content = table()
+                console.print(content, markup=False, highlight=False, soft_wrap=isinstance(content, str))
+        write_line("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))
 
     @contextmanager
     def progress(self, *columns: Any) -> "Iterator[Progress]":

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +12,6 @@ from rich.text import Text
 _NAMES = {
     "accuracy": "accuracy",
     "accuracy_ci95": "accuracy, 95 % interval",
-    "accuracy_tta": "accuracy, test-time augmentation",
     "macro_f1": "macro F1",
     "nll": "negative log-likelihood",
     "ece": "expected calibration error",
@@ -25,25 +25,25 @@ _NAMES = {
 }
 
 
-def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Table:
+def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str]) -> Group:
     """Metrics by their full names, then `more` rows as they are."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in metrics.items():
         table.add_row(
             _NAMES.get(name, name), format_metric(name, value), style="bold" if name in ("accuracy", "psnr") else ""
         )
-    for name, value in (more or {}).items():
+    for name, value in more.items():
         table.add_row(name, value)
-    return table
+    return Group(Text(title, style="bold"), "", table)
 
 
 def format_metric(name: str, value: Any) -> str:
     """A metric's value with its unit."""
     if name == "accuracy_ci95":
         return f"{value[0]:.2%} to {value[1]:.2%}"
-    if name.startswith("accuracy"):
+    if name == "accuracy":
         return f"{value:.2%}"
     if "psnr" in name:
         return f"{value:.2f} dB"

@@ -31,20 +31,10 @@ def draw_synthetic(n: int, seed: int) -> Dataset:
     v = y * angle.cos() - x * angle.sin()
     size = uniform(0.45, 0.8, 1, 1)
     period = uniform(4.5, 8.0, 1, 1) * torch.pi
-    radius, side = (u**2 + v**2).sqrt(), torch.maximum(u.abs(), v.abs())
-    figures = [
-        radius < size,
-        (radius < size) & (radius > 0.6 * size),
-        side < size,
-        (side < size) & (side > 0.65 * size),
-        (v < size * 0.8) & (u.abs() < (v + size) * 0.6),
-        (torch.minimum(u.abs(), v.abs()) < 0.22 * size) & (side < size),
-        (v * period).sin() > 0,
-        (u * period).sin() > 0,
-        (u * period).sin() * (v * period).sin() > 0,
-        ((u * period).sin() > 0.2) & ((v * period).sin() > 0.2),
-    ]
-    mask = torch.stack(figures)[labels, torch.arange(n)].float()[:, None]  # (N, 1, 32, 32)
+    mask = torch.empty(n, 1, 32, 32)
+    for label, name in enumerate(CLASSES):
+        drawn = labels == label
+        mask[drawn, 0] = _figure(name, u[drawn], v[drawn], size[drawn], period[drawn]).float()
 
     background = uniform(0, 1, 3, 1, 1)
     contrast = uniform(0.25, 0.6, 3, 1, 1)
@@ -54,3 +44,28 @@ def draw_synthetic(n: int, seed: int) -> Dataset:
     noise = torch.randn(n, 3, 32, 32, generator=generator) * uniform(0.02, 0.12, 1, 1, 1)
     images = background + mask * (colour - background) + gradient + noise
     return Dataset((images.clamp(0, 1) * 255).round().to(torch.uint8), labels, CLASSES)
+
+
+def _figure(name: str, u: Tensor, v: Tensor, size: Tensor, period: Tensor) -> Tensor:
+    """Where the figure is, bool (M, 32, 32). u, v: its own coordinates, (M, 32, 32). size, period: (M, 1, 1)."""
+    radius, side = (u**2 + v**2).sqrt(), torch.maximum(u.abs(), v.abs())
+    match name:
+        case "disc":
+            return radius < size
+        case "ring":
+            return (radius < size) & (radius > 0.6 * size)
+        case "square":
+            return side < size
+        case "frame":
+            return (side < size) & (side > 0.65 * size)
+        case "triangle":
+            return (v < size * 0.8) & (u.abs() < (v + size) * 0.6)
+        case "cross":
+            return (torch.minimum(u.abs(), v.abs()) < 0.22 * size) & (side < size)
+        case "bars":
+            return (v * period).sin() > 0
+        case "columns":
+            return (u * period).sin() > 0
+        case "checks":
+            return (u * period).sin() * (v * period).sin() > 0
+    return ((u * period).sin() > 0.2) & ((v * period).sin() > 0.2)  # dots

@@ -99,8 +99,8 @@ class Classification:
 
     def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
         logits = predict_logits(self.model, data.images, precision=precision)
-        correct = (logits.argmax(1) == data.labels).float().mean().item()
-        return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": correct}
+        correct = int((logits.argmax(1) == data.labels).sum())
+        return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": correct / len(data)}
 
 
 class FrozenLatents(Classification):

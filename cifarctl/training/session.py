@@ -281,7 +281,7 @@ def _finish(
     else:
         assert isinstance(model, Classifier)
         report = evaluate_classifier(model, test_set)
-        metrics = {**report.metrics, "accuracy_tta": evaluate_classifier(model, test_set, tta=True).metrics["accuracy"]}
+        metrics = dict(report.metrics)
         figure = plots.confusion(report.confusion_matrix, test_set.classes)
         picture, curve = run.path / "confusion.png", "accuracy"
     plots.save(figure, picture)

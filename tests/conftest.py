@@ -1,0 +1,146 @@
+"""What the tests share: ways to run the command, a small archive, a folder of images, and models trained in seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import numpy as np
+from PIL import Image
+
+from cifarctl.cli import run
+from tests.py2_pickle import CLASSES, SmallArchive, write_archive
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one `error:` line. A traceback, or a second error line, is a failure of the program."""
+        lines = self.err.splitlines()
+        assert not any("Traceback" in line for line in lines), self.err
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, self.err
+        return errors[0]
+
+
+Cifarctl = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own data folder."""
+    monkeypatch.setenv("CIFARCTL_DATA_DIR", str(tmp_path_factory.getbasetemp() / "empty-data-dir"))
+    monkeypatch.delenv("CIFARCTL_DEBUG", raising=False)
+
+
+@pytest.fixture
+def cifarctl(capfd: pytest.CaptureFixture[str]) -> Cifarctl:
+    """Run the command line in this process: fast, and all but the process itself is real."""
+
+    def call(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def command() -> str:
+    """The installed console script."""
+    return str(Path(sys.executable).with_name("cifarctl"))
+
+
+@pytest.fixture(scope="session")
+def installed() -> Cifarctl:
+    """Run the installed command as a shell would: a process of its own, pipes, no terminal."""
+
+    def call(*arguments: object, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
+        done = subprocess.run(
+            [command(), *(str(argument) for argument in arguments)],
+            input=stdin,
+            capture_output=True,
+            timeout=300,
+            env={**os.environ, **(env or {})},
+            check=False,
+        )
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> SmallArchive:
+    """An archive with the official one's layout and 600 images."""
+    return write_archive(tmp_path_factory.mktemp("archive") / "cifar-10-python.tar.gz", per_batch=100)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DIR/{train,test}/{blue,red}/*: small photographs of two colours, in several sizes and formats."""
+    folder = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for channel, name in ((2, "blue"), (0, "red")):
+            for i in range(count):
+                pixels = rng.integers(0, 120, (24 + i, 32, 3), np.uint8)
+                pixels[..., channel] += 120
+                path = folder / split / name / f"{i:03d}.{('png', 'jpg', 'bmp')[i % 3]}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_run(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
+    """The folder of a finished `train-clf` run on synthetic data."""
+    out = tmp_path_factory.mktemp("runs") / "clf"
+    done = installed("train-clf", "--data", "synthetic", "--limit", 2000, "--epochs", 2, "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def autoencoder_run(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
+    """The folder of a finished `train-ae` run on synthetic data."""
+    out = tmp_path_factory.mktemp("runs") / "ae"
+    done = installed(
+        "train-ae", "--data", "synthetic", "--limit", 2000, "--epochs", 2, "--latent-dim", 64, "--out", out
+    )
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 30 PNG files of synthetic test images, with names that sort in order: NN-LABEL.png."""
+    from cifarctl.data import Source
+
+    folder = tmp_path_factory.mktemp("photos")
+    test = Source("synthetic").load("test")
+    for i in range(30):
+        name = f"{i:02d}-{test.classes[test.labels[i]]}.png"
+        Image.fromarray(test.images[i].permute(1, 2, 0).numpy()).save(folder / name)
+    return folder
+
+
+__all__ = ["CLASSES"]

@@ -1,0 +1,86 @@
+"""What all commands share: help that is fast, one line for what goes wrong, and the same program under both names."""
+
+import subprocess
+import sys
+
+import pytest
+
+import cifarctl as package
+from tests.conftest import Cifarctl
+
+COMMANDS = ("download", "train-ae", "train-clf", "evaluate", "reconstruct", "predict")
+
+
+def test_help_lists_the_six_commands(installed: Cifarctl) -> None:
+    done = installed("--help")
+    assert done.code == 0
+    assert all(f" {name} " in done.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_in_80_columns(installed: Cifarctl, name: str) -> None:
+    done = installed(name, "--help", env={"COLUMNS": "80"})
+    assert done.code == 0
+    assert "Examples: cifarctl" in done.out
+    assert max(len(line) for line in done.out.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("name", [(), *((name,) for name in COMMANDS)], ids=lambda name: " ".join(name) or "cifarctl")
+def test_help_imports_no_torch(name: tuple[str, ...]) -> None:
+    code = (
+        f"import sys; from cifarctl.cli import run; run({[*name, '--help']}); "
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_python_m_is_the_same_command(installed: Cifarctl) -> None:
+    done = subprocess.run([sys.executable, "-m", "cifarctl", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == installed("--version").out == f"cifarctl {package.__version__}\n"
+
+
+def test_no_command_shows_the_help_and_is_wrong_usage(cifarctl: Cifarctl) -> None:
+    done = cifarctl()
+    assert done.code == 2
+    assert "Usage: cifarctl" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("pedict",), "pedict"),
+        (("predict",), "IMAGE"),
+        (("predict", "x.png", "--tpo-k", "2"), "--tpo-k"),
+        (("evaluate", "--split", "banana"), "banana"),
+        (("train-clf", "--epochs", "many"), "many"),
+    ],
+)
+def test_wrong_usage_is_one_line_a_hint_and_exit_2(installed: Cifarctl, arguments: tuple[str, ...], says: str) -> None:
+    done = installed(*arguments)
+    assert done.code == 2
+    assert says in done.error
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 2
+    assert done.err.splitlines()[1].endswith("--help")
+
+
+def test_an_unexpected_failure_is_one_line_and_a_traceback_only_on_demand(
+    cifarctl: Cifarctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("cifarctl.weights.resolve", fail)
+    done = cifarctl("predict", "x.png")
+    assert done.code == 1
+    assert done.error == "error: internal error: ZeroDivisionError: surprise"
+    monkeypatch.setenv("CIFARCTL_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        cifarctl("predict", "x.png")
+
+
+def test_a_terminal_with_another_encoding_is_no_failure(installed: Cifarctl) -> None:
+    done = installed("predict", "ключ.png", "-m", "ключ.safetensors", env={"PYTHONIOENCODING": "cp1252"})
+    assert done.code == 1
+    assert "no such file" in done.error

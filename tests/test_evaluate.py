@@ -1,0 +1,171 @@
+"""`evaluate`: every number checked against another way to get it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cifarctl import models
+from cifarctl.data import Source
+from cifarctl.evaluation import wilson_interval
+from tests.conftest import Cifarctl
+
+
+def probabilities_by_hand(run: Path, images: torch.Tensor) -> torch.Tensor:
+    """Softmax of the stored model, with nothing of cifarctl but the model's class."""
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    model = models.build(metadata["model"], **json.loads(metadata["config"]))
+    model.load_state_dict(load_file(run / "model.safetensors"))
+    model.eval()
+    with torch.no_grad():
+        return model(images).softmax(1)
+
+
+def test_a_classifiers_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl, classifier_run: Path) -> None:
+    done = cifarctl("evaluate", "-m", classifier_run, "--json")
+    assert done.code == 0
+    result = done.json
+    test = Source("synthetic").load("test")
+    probabilities = probabilities_by_hand(classifier_run, test.images)
+    confidence, predicted = probabilities.max(1)
+    correct = predicted == test.labels
+
+    assert (result["kind"], result["data"], result["split"], result["n"]) == ("classifier", "synthetic", "test", 2000)
+    metrics = result["metrics"]
+    assert metrics["accuracy"] == correct.sum().item() / 2000  # to the last image
+    assert metrics["nll"] == pytest.approx(F.nll_loss(probabilities.log(), test.labels).item(), rel=1e-4)
+    low, high = metrics["accuracy_ci95"]
+    assert low < metrics["accuracy"] < high
+
+    ece = 0.0
+    for i in range(15):
+        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if inside.any():
+            gap = (correct[inside].float().mean() - confidence[inside].mean()).abs().item()
+            ece += inside.float().mean().item() * gap
+    assert metrics["ece"] == pytest.approx(ece, abs=1e-4)
+
+    f1 = []
+    for label, row in enumerate(result["per_class"]):
+        hits = (correct & (test.labels == label)).sum().item()
+        called, support = (predicted == label).sum().item(), (test.labels == label).sum().item()
+        assert row["support"] == support == 200
+        assert row["recall"] == hits / support
+        assert row["precision"] == (hits / called if called else 0)
+        f1.append(2 * hits / (called + support))
+    assert metrics["macro_f1"] == pytest.approx(sum(f1) / 10)
+    matrix = np.zeros((10, 10), int)
+    np.add.at(matrix, (test.labels.numpy(), predicted.numpy()), 1)
+    assert result["confusion_matrix"] == matrix.tolist()
+    assert result["images_per_second"] > 0
+
+
+def test_an_autoencoders_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl, autoencoder_run: Path) -> None:
+    result = cifarctl("evaluate", "-m", autoencoder_run, "--json").json
+    with safe_open(autoencoder_run / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    model = models.build(metadata["model"], **json.loads(metadata["config"]))
+    model.load_state_dict(load_file(autoencoder_run / "model.safetensors"))
+    test = Source("synthetic").load("test").images
+    with torch.no_grad():
+        error = (model.eval()(test) - test.float() / 255).square().flatten(1).mean(1)
+    metrics = result["metrics"]
+    assert set(metrics) == {
+        "mse",
+        "psnr",
+        "psnr_image_mean",
+        "ssim",
+        "latent_floats",
+        "compression_ratio",
+        "pca_psnr",
+    }
+    assert metrics["mse"] == pytest.approx(error.mean().item(), rel=1e-4)
+    assert metrics["psnr"] == pytest.approx(-10 * math.log10(error.mean().item()), abs=1e-3)
+    assert metrics["psnr_image_mean"] == pytest.approx((-10 * error.log10()).mean().item(), abs=1e-3)
+    assert (metrics["latent_floats"], metrics["compression_ratio"]) == (64, 48)
+    assert 0 < metrics["ssim"] < 1
+    assert 10 < metrics["pca_psnr"] < 40
+
+
+def test_the_validation_split_is_the_one_that_training_drew(cifarctl: Cifarctl, tmp_path: Path) -> None:
+    arguments = ("train-clf", "--data", "synthetic", "--arch", "mlp", "--limit", 500, "--epochs", 1, "--seed", 3)
+    trained = cifarctl(*arguments, "--val-size", 150, "--out", tmp_path / "run", "--json", "--precision", "fp32")
+    measured = cifarctl("evaluate", "-m", tmp_path / "run", "--split", "val", "--json").json
+    assert measured["n"] == 150
+    assert measured["metrics"]["accuracy"] == trained.json["val"]["accuracy"]
+
+
+def test_a_missed_threshold_is_exit_3_after_the_result(cifarctl: Cifarctl, classifier_run: Path) -> None:
+    missed = cifarctl("evaluate", "-m", classifier_run, "--json", "--fail-under", "accuracy=0.9999")
+    assert missed.code == 3
+    assert missed.error.startswith("error: accuracy is 0.")
+    assert missed.json["n"] == 2000
+    met = cifarctl("evaluate", "-m", classifier_run, "--fail-under", "accuracy=0.1", "--fail-under", "nll=100")
+    assert met.code == 0
+    too_high = cifarctl("evaluate", "-m", classifier_run, "--fail-under", "nll=0.00001")
+    assert too_high.code == 3
+    assert "above 1e-05" in too_high.error
+
+
+@pytest.mark.parametrize(("threshold", "says"), [("banana=1", "no such metric"), ("accuracy", "METRIC=VALUE")])
+def test_a_threshold_that_means_nothing(cifarctl: Cifarctl, classifier_run: Path, threshold: str, says: str) -> None:
+    done = cifarctl("evaluate", "-m", classifier_run, "--fail-under", threshold)
+    assert done.code == 2
+    assert says in done.error
+
+
+def test_figures_are_written_where_asked(
+    cifarctl: Cifarctl, classifier_run: Path, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    assert cifarctl("evaluate", "-m", classifier_run, "--plots", tmp_path / "clf").code == 0
+    assert cifarctl("evaluate", "-m", autoencoder_run, "--plots", tmp_path / "ae").code == 0
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert found == {
+        "clf/confusion.png",
+        "clf/reliability.png",
+        "clf/mistakes.png",
+        "ae/reconstructions.png",
+        "ae/psnr.png",
+    }
+    for path in found:
+        with Image.open(tmp_path / path) as picture:
+            assert min(picture.size) > 400
+
+
+def test_test_time_augmentation_is_measured_when_asked(cifarctl: Cifarctl, classifier_run: Path) -> None:
+    plain, augmented = (
+        cifarctl("evaluate", "-m", classifier_run, "--json", flag).json for flag in ("--no-tta", "--tta")
+    )
+    assert (plain["tta"], augmented["tta"]) == (False, True)
+    assert plain["metrics"]["nll"] != augmented["metrics"]["nll"]
+
+
+def test_other_classes_than_the_models_are_refused(
+    cifarctl: Cifarctl, classifier_run: Path, image_folder: Path
+) -> None:
+    done = cifarctl("evaluate", "-m", classifier_run, "--data", image_folder)
+    assert done.code == 1
+    assert "blue, red" in done.error
+
+
+def test_the_table_fits_80_columns_and_calls_synthetic_a_smoke_test(installed: Cifarctl, classifier_run: Path) -> None:
+    done = installed("evaluate", "-m", classifier_run)
+    assert max(len(line) for line in done.out.splitlines() if str(classifier_run) not in line) <= 80
+    assert "smoke test" in done.out
+    assert "\x1b" not in done.out
+
+
+def test_wilsons_interval_has_its_published_values() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)

@@ -1,0 +1,131 @@
+"""The model library: what every registered model promises, and the layers where a mistake would hide."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cifarctl import models
+from cifarctl.data.synthetic import draw_synthetic
+from cifarctl.inference import predict_logits
+from cifarctl.models.autoencoders import ResidualAutoencoder
+from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.models.classifiers import MLP, Airbench
+from cifarctl.models.layers import Conv3x3
+from cifarctl.models.pca import fit_pca, pca_psnr
+
+IMAGES = draw_synthetic(300, seed=5).images
+
+
+@pytest.mark.parametrize("name", models.names("autoencoder"))
+@pytest.mark.parametrize("latent_dim", [64, 256])
+def test_an_autoencoder_goes_through_its_stated_number_of_floats(name: str, latent_dim: int) -> None:
+    model = models.build(name, latent_dim=latent_dim).eval()
+    assert isinstance(model, Autoencoder)
+    with torch.no_grad():
+        latents = model.encode(IMAGES[:4])
+        output = model(IMAGES[:4])
+    assert latents.shape == (4, latent_dim)
+    assert output.shape == (4, 3, 32, 32)
+    assert 0 <= output.min() <= output.max() <= 1
+    assert torch.allclose(output, model.decode(latents), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", models.names("classifier"))
+def test_a_classifier_gives_a_logit_a_class(name: str) -> None:
+    model = models.build(name, classes=7).eval()
+    assert isinstance(model, Classifier)
+    with torch.no_grad():
+        assert model(IMAGES[:4]).shape == (4, 7)
+
+
+@pytest.mark.parametrize("name", models.REGISTRY)
+def test_bytes_and_floats_are_the_same_input(name: str) -> None:
+    model = models.build(name).eval()
+    with torch.no_grad():
+        assert torch.allclose(model(IMAGES[:4]), model(IMAGES[:4].float() / 255), atol=1e-6)
+
+
+@pytest.mark.parametrize("latent_dim", [48, 32, 16])
+def test_small_latents_use_a_coarser_grid(latent_dim: int) -> None:
+    model = ResidualAutoencoder(latent_dim, width=8).eval()
+    assert model.encode(IMAGES[:2]).shape == (2, latent_dim)
+    assert model(IMAGES[:2]).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "config", [{"latent_dim": 100}, {"latent_dim": 0}, {"latent_dim": "256"}, {"latent_dim": 10**9}, {"width": -1}]
+)
+def test_an_impossible_configuration_is_a_value_error(config: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(config))):
+        models.build("resconv", **config)
+
+
+@pytest.mark.parametrize("side", [3, 4, 7, 8, 16])
+@pytest.mark.parametrize("n", [16, 6])
+def test_the_side_by_side_weight_gradient_is_the_plain_one(side: int, n: int) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(8, 12, bias=True)
+    x = torch.randn(n, 8, side, side, requires_grad=True)
+    grad = torch.randn(n, 12, side, side)
+    wanted = torch.autograd.grad(F.conv2d(x, conv.weight, conv.bias, padding=1), (x, conv.weight, conv.bias), grad)
+    found = torch.autograd.grad(conv(x), (x, conv.weight, conv.bias), grad)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_whitening_makes_patches_uncorrelated() -> None:
+    model = Airbench()
+    model.initialize(IMAGES)
+    with torch.no_grad():
+        filters = model.whiten.weight[:12]
+        patches = F.conv2d(model.normalize(IMAGES), filters).permute(1, 0, 2, 3).flatten(1)
+    covariance = patches @ patches.T / patches.shape[1]
+    assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.02
+    assert (covariance.diagonal() < 1.01).all()
+    assert torch.equal(model.whiten.weight[12:], -filters)
+
+
+def test_an_mlp_on_latents_standardises_them() -> None:
+    encoder = {"model": "conv2", "config": {"latent_dim": 64}}
+    model = MLP(encoder=encoder)
+    model.initialize(IMAGES)
+    with torch.no_grad():
+        latents = (model.latents(IMAGES) - model.latent_mean) / model.latent_std
+    assert latents.mean(0).abs().max() < 1e-3
+    assert (latents.std(0) - 1).abs().max() < 1e-3
+    assert not any(name.startswith("encoder.decoder") for name in model.state_dict())
+
+
+def test_an_encoder_must_be_an_autoencoder() -> None:
+    with pytest.raises(ValueError, match="airbench"):
+        MLP(encoder={"model": "airbench", "config": {}})
+
+
+def test_test_time_augmentation_is_the_weighted_mean_of_six_views() -> None:
+    torch.manual_seed(0)
+    model = Airbench().eval()
+    model.initialize(IMAGES)
+    images = IMAGES[:8]
+    floats = images.float() / 255
+    padded = F.pad(floats, (1, 1, 1, 1), mode="reflect")
+    shifted = [padded[:, :, :32, :32], padded[:, :, 2:, 2:]]
+    with torch.no_grad():
+        by_hand = 0.25 * (model(floats) + model(floats.flip(3)))
+        by_hand += sum(0.125 * (model(view) + model(view.flip(3))) for view in shifted)
+    assert torch.allclose(predict_logits(model, images, tta=True), by_hand, atol=1e-5)
+
+
+def test_pca_is_the_best_linear_reconstruction() -> None:
+    images = IMAGES[:200]
+    pixels = images.flatten(1).float() / 255
+    mean, components = fit_pca(images)
+    assert torch.allclose(mean, pixels.mean(0), atol=1e-4)
+    assert torch.allclose(components[:, :50].T @ components[:, :50], torch.eye(50), atol=1e-3)
+    # The squared error that k components leave is the sum of the other squared singular values.
+    singular = torch.linalg.svdvals((pixels - pixels.mean(0)).double())
+    mse = (singular[20:] ** 2).sum().item() / pixels.numel()
+    # Clamping to [0, 1] can only help.
+    assert pca_psnr(images, images, 20) >= -10 * math.log10(mse) - 1e-3
+    assert pca_psnr(images, images, 20) < -10 * math.log10(mse) + 0.5

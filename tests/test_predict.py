@@ -1,0 +1,174 @@
+"""`predict`: image files in, one answer each, in order, in the format that was asked for."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifarctl import weights
+from cifarctl.data import Source
+from cifarctl.inference import predict_logits
+from tests.conftest import Cifarctl, command
+
+
+def labels(out: str) -> list[str]:
+    return [json.loads(line)["label"] for line in out.splitlines()]
+
+
+def test_a_folder_is_answered_in_order_as_json_lines(installed: Cifarctl, classifier_run: Path, photos: Path) -> None:
+    done = installed("predict", photos, "-m", classifier_run)
+    assert done.code == 0
+    assert done.err == ""
+    records = [json.loads(line) for line in done.out.splitlines()]
+    assert [record["path"] for record in records] == sorted(str(path) for path in photos.iterdir())
+    for record in records:
+        assert set(record) == {"path", "label", "confidence", "top"}
+        assert record["top"] == [{"label": record["label"], "confidence": record["confidence"]}]
+
+
+def test_the_answers_are_those_of_the_model_on_the_same_pixels(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path
+) -> None:
+    done = cifarctl("predict", photos, "-m", classifier_run, "--format", "jsonl", "--precision", "fp32")
+    model, info = weights.load_classifier(classifier_run / "model.safetensors", torch.device("cpu"))
+    logits = predict_logits(model, Source("synthetic").load("test").images[:30])
+    assert labels(done.out) == [info.classes[index] for index in logits.argmax(1)]
+
+
+def test_paths_come_from_stdin_too(installed: Cifarctl, classifier_run: Path, photos: Path) -> None:
+    names = sorted(photos.iterdir(), reverse=True)
+    stdin = "".join(f"{name}\n" for name in names).encode()
+    done = installed("predict", "-", "-m", classifier_run, stdin=stdin)
+    assert [json.loads(line)["path"] for line in done.out.splitlines()] == [str(name) for name in names]
+
+
+def test_an_unreadable_file_is_answered_and_the_rest_goes_on(
+    installed: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "05-broken.png").write_bytes(b"\x89PNG\r\n")
+    done = installed("predict", folder, tmp_path / "none.jpg", "-m", classifier_run)
+    assert done.code == 1
+    records = [json.loads(line) for line in done.out.splitlines()]
+    failed = [record for record in records if "error" in record]
+    assert len(records) == 32
+    assert [Path(record["path"]).name for record in failed] == ["05-broken.png", "none.jpg"]
+    assert failed[1] == {"path": str(tmp_path / "none.jpg"), "error": "no such file"}
+    assert "2 of 32 files could not be read" in done.err
+
+
+def test_top_k_is_ranked_and_adds_up(cifarctl: Cifarctl, classifier_run: Path, photos: Path) -> None:
+    done = cifarctl("predict", photos, "-m", classifier_run, "--format", "jsonl", "--top-k", 10)
+    for line in done.out.splitlines():
+        record = json.loads(line)
+        confidences = [entry["confidence"] for entry in record["top"]]
+        assert confidences == sorted(confidences, reverse=True)
+        assert sum(confidences) == pytest.approx(1, abs=1e-4)
+        assert (record["label"], record["confidence"]) == (record["top"][0]["label"], confidences[0])
+    too_many = cifarctl("predict", photos, "-m", classifier_run, "--top-k", 11)
+    assert too_many.code == 2
+    assert "10 classes" in too_many.error
+
+
+def test_every_format_holds_the_same_answers(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    def predict(format: str) -> str:
+        done = cifarctl(
+            "predict", photos, tmp_path / "none.png", "-m", classifier_run, "--format", format, "--top-k", 2
+        )
+        assert done.code == 1
+        return done.out
+
+    records = [json.loads(line) for line in predict("jsonl").splitlines()]
+    assert json.loads(predict("json")) == records
+    rows = list(csv.DictReader(io.StringIO(predict("csv"))))
+    assert [row["path"] for row in rows] == [record["path"] for record in records]
+    for row, record in zip(rows[:-1], records[:-1], strict=True):
+        assert (row["label"], float(row["confidence"])) == (record["label"], record["confidence"])
+        assert row["label_2"] == record["top"][1]["label"]
+    assert rows[-1]["error"] == "no such file"
+    table = predict("table").splitlines()
+    assert len(table) == len(records)
+    assert table[0].split()[0] == records[0]["label"]
+    assert table[-1].startswith("error")
+
+
+def test_no_images_are_an_empty_answer(cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path) -> None:
+    assert cifarctl("predict", tmp_path, "-m", classifier_run, "--format", "json").json == []
+    assert cifarctl("predict", tmp_path, "-m", classifier_run, "--format", "jsonl").out == ""
+
+
+def test_a_file_gets_the_answers_whole_or_not_at_all(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    done = cifarctl("predict", photos, "-m", classifier_run, "-o", out)
+    assert done.code == 0
+    assert done.out == ""
+    assert len(labels(out.read_text())) == 30
+    refused = cifarctl("predict", photos, "-m", classifier_run, "-o", photos / "00-missing.png" / "x" / "y.jsonl")
+    assert refused.code in (0, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(classifier_run: Path, photos: Path) -> None:
+    done = subprocess.run(
+        [
+            "bash",
+            "-o",
+            "pipefail",
+            "-c",
+            f"yes {next(photos.iterdir())} | '{command()}' predict - -m '{classifier_run}' | head -3",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert len(done.stdout.splitlines()) == 3
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_names_need_not_be_utf_8(installed: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    shutil.copy(next(photos.iterdir()), odd)
+    for arguments, stdin in (((tmp_path,), b""), (("-",), odd + b"\n")):
+        done = installed("predict", *arguments, "-m", classifier_run, stdin=stdin)
+        assert done.code == 0, done.err
+        path = json.loads(done.out)["path"]
+        assert os.fsencode(path) == odd
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_the_batch_size_changes_no_answer(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path, batch_size: int
+) -> None:
+    wanted = cifarctl("predict", photos, "-m", classifier_run, "--precision", "fp32", "--format", "jsonl")
+    done = cifarctl(
+        "predict", photos, "-m", classifier_run, "--precision", "fp32", "--format", "jsonl", "--batch-size", batch_size
+    )
+    assert labels(done.out) == labels(wanted.out)
+
+
+def test_predicting_loads_neither_torchvision_nor_torchmetrics_nor_matplotlib(
+    classifier_run: Path, photos: Path
+) -> None:
+    code = (
+        "import sys; from cifarctl.cli import run; "
+        f"code = run(['predict', {str(photos)!r}, '-m', {str(classifier_run)!r}, '--format', 'csv']); "
+        "print(code, sorted({'torchvision', 'torchmetrics', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "0 []"

@@ -1,0 +1,368 @@
+"""`train-ae` and `train-clf`: one loop that is reproducible, survives a signal, and leaves a whole folder."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cifarctl import models
+from cifarctl.data import Dataset, Source
+from cifarctl.errors import TrainingError
+from cifarctl.training import recipes
+from cifarctl.training.loop import EpochDone, Fitted, fit
+from cifarctl.training.objectives import Classification, FrozenLatents
+from cifarctl.training.optim import build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
+from cifarctl.training.recipes import Recipe
+from tests.conftest import Cifarctl, command
+
+CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 1000, "--batch-size", 250, "--epochs", 2)
+AUTOENCODER = ("train-ae", "--data", "synthetic", "--limit", 1000, "--arch", "conv2", "--epochs", 2)
+ONE_STEP = ("train-clf", "--data", "synthetic", "--limit", 250, "--arch", "mlp", "--epochs", 1)
+
+
+def model_bytes(run: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(run / "model.safetensors").items()}
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [command(), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def wait_for_line(process: "subprocess.Popen[str]", prefix: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(prefix):
+            return
+    raise AssertionError(f"the process ended before it printed {prefix!r}")
+
+
+class TestRunFolder:
+    def test_it_holds_all_that_the_design_says(self, classifier_run: Path) -> None:
+        names = {path.name for path in classifier_run.iterdir() if not path.name.startswith("events.")}
+        assert names == {
+            "model.safetensors",
+            "last.safetensors",
+            "config.json",
+            "metrics.jsonl",
+            "summary.json",
+            "curves.png",
+            "confusion.png",
+        }
+        config = json.loads((classifier_run / "config.json").read_text())
+        assert config["options"]["limit"] == 2000
+        assert config["recipe"]["epochs"] == 2
+        assert config["versions"]["torch"] == torch.__version__
+        lines = [json.loads(line) for line in (classifier_run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == [1, 2]
+        for name in ("curves.png", "confusion.png"):
+            with Image.open(classifier_run / name) as picture:
+                assert min(picture.size) > 400
+
+    def test_tensorboard_has_scalars_and_pictures(self, autoencoder_run: Path) -> None:
+        events = EventAccumulator(str(autoencoder_run)).Reload()
+        tags = events.Tags()
+        assert {"train/loss", "val/loss", "val/psnr"} <= set(tags["scalars"])
+        assert {"val/reconstructions", "test/reconstructions"} == set(tags["images"])
+        history = [json.loads(line) for line in (autoencoder_run / "metrics.jsonl").read_text().splitlines()]
+        logged = [event.value for event in events.Scalars("val/psnr")]
+        assert logged == pytest.approx([line["val_psnr"] for line in history])
+
+    def test_the_model_knows_its_data_and_what_it_scored(self, classifier_run: Path) -> None:
+        with safe_open(classifier_run / "model.safetensors", framework="pt") as file:
+            metadata = file.metadata()
+        assert json.loads(metadata["data"]) == {"name": "synthetic", "val_size": 1000, "seed": 0}
+        summary = json.loads((classifier_run / "summary.json").read_text())
+        assert json.loads(metadata["metrics"])["test"] == summary["test"]
+        assert summary["test"]["accuracy"] > 0.3  # ten classes: chance is 0.1
+
+    def test_a_finished_run_is_not_overwritten(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        out = tmp_path / "run"
+        assert cifarctl(*ONE_STEP, "--out", out, "--no-tensorboard").code == 0
+        before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+        refused = cifarctl(*ONE_STEP, "--out", out)
+        assert refused.code == 1
+        assert "already holds a run" in refused.error
+        assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+        finished = cifarctl("train-clf", "--out", out, "--resume")
+        assert finished.code == 1
+        assert "has finished" in finished.error
+        assert cifarctl(*ONE_STEP, "--out", out, "--overwrite", "--no-tensorboard").code == 0
+        assert (out / "model.safetensors").stat().st_mtime_ns != before["model.safetensors"]
+
+    def test_without_out_runs_get_folders_of_their_own(
+        self, cifarctl: Cifarctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        done = cifarctl(*ONE_STEP, "--json", "--no-tensorboard")
+        assert Path(done.json["model"]).exists()
+        assert done.json["run"].startswith("runs/train-clf-")
+
+    def test_a_file_in_the_folders_place(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("precious")
+        done = cifarctl(*ONE_STEP, "--out", tmp_path / "file")
+        assert done.code == 1
+        assert "a file, not a folder" in done.error
+        assert cifarctl(*ONE_STEP, "--out", tmp_path / "file" / "run").code == 1
+        assert (tmp_path / "file").read_text() == "precious"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_folder_that_cannot_be_written(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        tmp_path.chmod(0o500)
+        done = cifarctl(*ONE_STEP, "--out", tmp_path / "run")
+        assert done.code == 1
+        assert "cannot be written" in done.error
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        ("arguments", "number"),
+        [
+            (CLASSIFIER, signal.SIGTERM),
+            ((*AUTOENCODER, "--ema", 0.9), signal.SIGINT),
+            (("train-clf", "--data", "synthetic", "--arch", "mlp", "--epochs", 2), signal.SIGTERM),
+        ],
+        ids=["muon", "adamw with averaged weights", "dropout"],
+    )
+    def test_an_interrupted_run_ends_with_the_same_bits(
+        self, installed: Cifarctl, tmp_path: Path, arguments: tuple[object, ...], number: int
+    ) -> None:
+        whole, broken = tmp_path / "whole", tmp_path / "broken run"
+        assert installed(*arguments, "--out", whole).code == 0
+        process = start(*arguments, "--out", broken)
+        wait_for_line(process, "epoch 1/2")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert f"error: {signal.Signals(number).name} after step" in err
+        resume = f"cifarctl {arguments[0]} --out '{broken}' --resume"
+        assert f"hint: go on with: {resume}" in err
+        assert (broken / "checkpoint.safetensors").exists()
+
+        assert subprocess.run(resume.replace("cifarctl", command(), 1), shell=True, check=False).returncode == 0
+        assert model_bytes(broken) == model_bytes(whole)
+        assert not (broken / "checkpoint.safetensors").exists()
+        histories = [
+            [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second")} for line in lines]
+            for lines in ((run / "metrics.jsonl").read_text().splitlines() for run in (whole, broken))
+        ]
+        assert histories[0] == histories[1]
+
+    def test_kill_9_leaves_the_last_epochs_state(self, installed: Cifarctl, tmp_path: Path) -> None:
+        whole, broken = tmp_path / "whole", tmp_path / "broken"
+        assert installed(*CLASSIFIER, "--out", whole).code == 0
+        process = start(*CLASSIFIER, "--out", broken)
+        wait_for_line(process, "epoch 1/2")
+        process.kill()
+        process.communicate()
+        refused = installed(*CLASSIFIER, "--out", broken)
+        assert refused.code == 1
+        assert "already holds an unfinished run" in refused.error
+        assert installed("train-clf", "--out", broken, "--resume").code == 0
+        assert model_bytes(broken) == model_bytes(whole)
+
+    def test_options_that_contradict_the_run_are_refused(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        process = start(*CLASSIFIER, "--out", tmp_path / "run")
+        wait_for_line(process, "epoch 1/2")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        for option, value, stored in (("--epochs", 5, 2), ("--seed", 1, 0), ("--data", "cifar10", "synthetic")):
+            done = cifarctl("train-clf", "--out", tmp_path / "run", "--resume", option, value)
+            assert done.code == 2
+            assert f"{option}: the run was started with {stored}" in done.error
+        other = cifarctl("train-ae", "--out", tmp_path / "run", "--resume")
+        assert other.code == 2
+        assert "trains a classifier" in other.error
+
+    def test_nothing_to_resume(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        assert "holds no run to resume" in cifarctl("train-clf", "--resume", "--out", tmp_path).error
+        nameless = cifarctl("train-clf", "--resume")
+        assert nameless.code == 2
+        assert "--out" in nameless.err
+
+    def test_a_damaged_checkpoint_is_one_line(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        process = start(*CLASSIFIER, "--out", tmp_path / "run")
+        wait_for_line(process, "epoch 1/2")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+        done = cifarctl("train-clf", "--out", tmp_path / "run", "--resume")
+        assert done.code == 1
+        assert "cannot resume from it" in done.error
+
+
+class TestSpeech:
+    def test_without_a_terminal_there_is_one_plain_line_an_epoch(self, installed: Cifarctl, tmp_path: Path) -> None:
+        done = installed(*AUTOENCODER, "--out", tmp_path / "run", "--json")
+        assert "\x1b" not in done.err + done.out
+        assert "\r" not in done.err
+        assert [line[:9] for line in done.err.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+        assert done.json["test"]["latent_floats"] == 256
+
+    def test_quiet_says_nothing(self, installed: Cifarctl, tmp_path: Path) -> None:
+        done = installed(*ONE_STEP, "--out", tmp_path / "run", "--quiet", "--json")
+        assert done.code == 0
+        assert done.err == ""
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("--epochs", 0), "--epochs"),
+            (("--batch-size", 0), "--batch-size"),
+            (("--arch", "banana"), "--arch banana"),
+            (("--arch", "resconv"), "--arch resconv"),
+            (("--finetune",), "--finetune"),
+            (("--val-size", 10_000), "--val-size 10000"),
+            (("--device", "toaster"), "toaster"),
+            (("--precision", "fp16"), "--precision fp16"),
+        ],
+    )
+    def test_wrong_usage_is_one_line_and_exit_2(
+        self, cifarctl: Cifarctl, tmp_path: Path, arguments: tuple[object, ...], says: str
+    ) -> None:
+        done = cifarctl("train-clf", "--data", "synthetic", "--out", tmp_path / "run", *arguments)
+        assert done.code == 2
+        assert says in done.error
+        assert not (tmp_path / "run").exists()
+
+    def test_an_impossible_latent_dim_says_what_is_possible(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        done = cifarctl("train-ae", "--latent-dim", 100, "--out", tmp_path / "run")
+        assert done.code == 2
+        assert "a multiple of 16" in done.error
+
+    @pytest.mark.parametrize("data", ["none", "one-class", "empty"])
+    def test_a_folder_that_is_no_data_set(self, cifarctl: Cifarctl, tmp_path: Path, data: str) -> None:
+        (tmp_path / "one-class" / "train" / "a").mkdir(parents=True)
+        (tmp_path / "empty").mkdir()
+        done = cifarctl("train-clf", "--data", tmp_path / data, "--out", tmp_path / "run")
+        assert done.code == 1
+        assert data in done.error
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = cifarctl("train-clf", "--data", image_folder, "--epochs", 3, "--batch-size", 24, "--out", out, "--json")
+    assert done.code == 0
+    assert done.json["test"]["accuracy"] > 0.8  # red against blue
+
+
+def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
+    cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    arguments = ("train-clf", "--data", "synthetic", "--limit", 2000, "--encoder", autoencoder_run, "--epochs", 3)
+    frozen = cifarctl(*arguments, "--out", tmp_path / "frozen", "--json")
+    assert frozen.code == 0
+    assert frozen.json["arch"] == "mlp"
+    assert frozen.json["test"]["accuracy"] > 0.3
+    encoder = load_file(autoencoder_run / "model.safetensors")
+    head = load_file(tmp_path / "frozen" / "model.safetensors")
+    shared = [name for name in head if name.startswith("encoder.encoder.")]
+    assert shared
+    for name in shared:
+        assert torch.equal(head[name], encoder[name.removeprefix("encoder.")])
+
+    tuned = cifarctl(*arguments[:-1], 1, "--finetune", "--out", tmp_path / "tuned", "--json")
+    assert tuned.code == 0
+    moved = load_file(tmp_path / "tuned" / "model.safetensors")
+    assert not all(torch.equal(moved[name], head[name]) for name in shared)
+
+
+class TestLoop:
+    """The parts of the loop where a mistake would be quiet."""
+
+    recipe = Recipe(epochs=3, batch_size=50, optimizer="adamw", lr=1e-2, weight_decay=0.0)
+
+    def data(self) -> tuple[Dataset, Dataset]:
+        source = Source("synthetic")
+        return source.load("train").take(torch.arange(200)), source.load("val").take(torch.arange(100))
+
+    def run(self, recipe: Recipe, checkpoint: Path, validations: list[float] | None = None) -> list[object]:
+        train, val = self.data()
+        torch.manual_seed(0)
+        model = models.build("mlp", hidden=[16])
+        objective = Classification(model, recipe, seed=0)  # type: ignore[arg-type]
+        if validations is not None:
+            values = iter(validations)
+            objective.validate = lambda *_: {"loss": 1.0, "accuracy": next(values)}  # type: ignore[method-assign]
+        return list(fit(model, objective, train, val, recipe, seed=0, precision="fp32", checkpoint=checkpoint))  # type: ignore[arg-type]
+
+    def test_the_best_epoch_is_kept_not_the_last(self, tmp_path: Path) -> None:
+        events = self.run(self.recipe, tmp_path / "c.safetensors", validations=[0.2, 0.9, 0.5])
+        epochs = [event for event in events if isinstance(event, EpochDone)]
+        fitted = events[-1]
+        assert isinstance(fitted, Fitted)
+        assert [epoch.is_best for epoch in epochs] == [True, True, False]
+        assert fitted.best_epoch == 2
+
+    def test_a_loss_that_is_not_finite_stops_the_run(self, tmp_path: Path) -> None:
+        with pytest.raises(TrainingError, match="no longer finite at step"):
+            self.run(Recipe(epochs=3, batch_size=50, optimizer="adamw", lr=1e38, weight_decay=0.0), tmp_path / "c")
+
+    def test_a_run_is_reproducible_and_the_seed_matters(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+            assert cifarctl(*ONE_STEP, "--seed", seed, "--out", tmp_path / name, "--no-tensorboard").code == 0
+        assert model_bytes(tmp_path / "a") == model_bytes(tmp_path / "b")
+        assert model_bytes(tmp_path / "a") != model_bytes(tmp_path / "c")
+
+    def test_a_small_data_set_is_one_batch(self, tmp_path: Path) -> None:
+        recipe = Recipe(epochs=1, batch_size=10_000, optimizer="adamw", lr=1e-3, weight_decay=0.0)
+        assert len(self.run(recipe, tmp_path / "c.safetensors")) == 3
+
+    def test_frozen_latents_are_encoded_once_in_several_views(self) -> None:
+        train, _ = self.data()
+        model = models.build("mlp", encoder={"model": "conv2", "config": {"latent_dim": 64}})
+        objective = FrozenLatents(model, recipes.HEAD, 0, "fp32")  # type: ignore[arg-type]
+        inputs = objective.inputs(train.images)
+        assert inputs.shape == (200, FrozenLatents.VIEWS, 64)
+        plain = model.encoder.encode(train.images)  # type: ignore[union-attr, operator]
+        assert torch.allclose(inputs[:, 0], plain, atol=1e-5)
+        assert not torch.allclose(inputs[:, 2], plain, atol=1e-2)
+        batch = objective.augment(inputs[:10], torch.arange(10), 0)
+        assert all((row == views).all(1).any() for row, views in zip(batch, inputs[:10], strict=True))
+
+
+class TestOptimizers:
+    def test_newton_schulz_brings_singular_values_near_one(self) -> None:
+        torch.manual_seed(0)
+        for shape in ((2, 24, 216), (1, 64, 24)):
+            matrices = torch.randn(shape)
+            values = torch.linalg.svdvals(newton_schulz(matrices, steps=5).float())
+            assert values.min() > 0.5
+            assert values.max() < 1.5
+
+    def test_the_rate_warms_up_and_decays_to_zero(self) -> None:
+        recipe = Recipe(1, 1, "adamw", 1.0, 0.0, warmup=0.2, schedule="cosine")
+        factors = [learning_rate_factor(recipe, progress / 100) for progress in range(101)]
+        assert factors[0] == 0
+        assert max(factors) == factors[20] == 1
+        assert factors[60] == pytest.approx(0.5)
+        assert factors[100] == pytest.approx(0, abs=1e-12)
+        linear = Recipe(1, 1, "muon", 1.0, 0.0)
+        assert [learning_rate_factor(linear, p) for p in (0, 0.25, 1)] == [1, 0.75, 0]
+
+    def test_muon_keeps_the_norm_of_filters_and_moves_everything_else_by_sgd(self) -> None:
+        torch.manual_seed(0)
+        model = models.build("airbench", widths=(24, 24, 24))
+        optimizer = build_optimizer(model, recipes.CLASSIFIER)
+        images = torch.rand(16, 3, 32, 32)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        torch.nn.functional.cross_entropy(model(images), torch.arange(16) % 10).backward()
+        set_learning_rate(optimizer, 0.0)
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 4 and parameter.requires_grad:
+                assert parameter.norm().item() == pytest.approx(math.sqrt(len(parameter)), rel=1e-4)
+            else:
+                assert torch.equal(parameter, before[name])

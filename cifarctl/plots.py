@@ -102,9 +102,10 @@ def reconstructions(originals: Tensor, outputs: Tensor, names: Sequence[str] | N
                 axes.set_title(_shortened(names[i]), fontsize=7)
             if row == 1:
                 axes.set_title(f"{decibels[i]:.1f} dB", fontsize=8)
-        for row, label in enumerate(("original", "reconstruction", "difference\n(×2)")):
-            axes = grid[3 * band + row, 0]
-            axes.text(-0.12, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes)
+    for row in range(3 * bands):
+        label = ("original", "reconstruction", "difference\n(×2)")[row % 3]
+        axes = grid[row, 0]
+        axes.text(-0.12, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes)
     return figure
 
 

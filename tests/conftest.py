@@ -1,13 +1,8 @@
-"""What the tests share: ways to run the command, a small archive, a folder of images, and models trained in seconds."""
+"""Fixtures: ways to run the command, a small archive, a folder of images, and models trained in seconds."""
 
-import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,32 +12,9 @@ import numpy as np
 from PIL import Image
 
 from cifarctl.cli import run
-from tests.py2_pickle import CLASSES, SmallArchive, write_archive
 
-
-@dataclass(frozen=True)
-class Result:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def error(self) -> str:
-        """The one `error:` line. A traceback, or a second error line, is a failure of the program."""
-        lines = self.err.splitlines()
-        assert not any("Traceback" in line for line in lines), self.err
-        errors = [line for line in lines if line.startswith("error: ")]
-        assert len(errors) == 1, self.err
-        return errors[0]
-
-
-Cifarctl = Callable[..., Result]
+from py2_pickle import SmallArchive, write_archive
+from support import Cifarctl, Result, command
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +35,6 @@ def cifarctl(capfd: pytest.CaptureFixture[str]) -> Cifarctl:
         return Result(code, captured.out, captured.err)
 
     return call
-
-
-def command() -> str:
-    """The installed console script."""
-    return str(Path(sys.executable).with_name("cifarctl"))
 
 
 @pytest.fixture(scope="session")
@@ -141,6 +108,3 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"{i:02d}-{test.classes[test.labels[i]]}.png"
         Image.fromarray(test.images[i].permute(1, 2, 0).numpy()).save(folder / name)
     return folder
-
-
-__all__ = ["CLASSES"]

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import cifarctl as package
-from tests.conftest import Cifarctl
+
+from support import Cifarctl
 
 COMMANDS = ("download", "train-ae", "train-clf", "evaluate", "reconstruct", "predict")
 
@@ -53,7 +54,7 @@ def test_no_command_shows_the_help_and_is_wrong_usage(cifarctl: Cifarctl) -> Non
         (("predict",), "IMAGE"),
         (("predict", "x.png", "--tpo-k", "2"), "--tpo-k"),
         (("evaluate", "--split", "banana"), "banana"),
-        (("train-clf", "--epochs", "many"), "many"),
+        (("train-clf", "--epochs", "many"), "--epochs"),
     ],
 )
 def test_wrong_usage_is_one_line_a_hint_and_exit_2(installed: Cifarctl, arguments: tuple[str, ...], says: str) -> None:

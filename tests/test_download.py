@@ -15,8 +15,9 @@ import pytest
 from cifarctl.data import Source
 from cifarctl.data.batch_pickle import read_batch
 from cifarctl.errors import DataError
-from tests.conftest import CLASSES, Cifarctl
-from tests.py2_pickle import SmallArchive, attack, batch, dumps, write_members
+
+from py2_pickle import CLASSES, SmallArchive, attack, batch, dumps, write_members
+from support import Cifarctl
 
 
 def files_in(folder: Path) -> list[str]:

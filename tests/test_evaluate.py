@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from cifarctl import models
 from cifarctl.data import Source
 from cifarctl.evaluation import wilson_interval
-from tests.conftest import Cifarctl
+
+from support import Cifarctl
 
 
 def probabilities_by_hand(run: Path, images: torch.Tensor) -> torch.Tensor:

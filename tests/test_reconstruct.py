@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import Cifarctl
+from support import Cifarctl
 
 
 def test_a_labelled_grid_of_test_images(cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path) -> None:

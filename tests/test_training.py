@@ -22,7 +22,8 @@ from cifarctl.training.loop import EpochDone, Fitted, fit
 from cifarctl.training.objectives import Classification, FrozenLatents
 from cifarctl.training.optim import build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
 from cifarctl.training.recipes import Recipe
-from tests.conftest import Cifarctl, command
+
+from support import Cifarctl, command
 
 CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 1000, "--batch-size", 250, "--epochs", 2)
 AUTOENCODER = ("train-ae", "--data", "synthetic", "--limit", 1000, "--arch", "conv2", "--epochs", 2)
@@ -261,8 +262,8 @@ def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_fol
 def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path
 ) -> None:
-    arguments = ("train-clf", "--data", "synthetic", "--limit", 2000, "--encoder", autoencoder_run, "--epochs", 3)
-    frozen = cifarctl(*arguments, "--out", tmp_path / "frozen", "--json")
+    arguments = ("train-clf", "--data", "synthetic", "--limit", 2000, "--encoder", autoencoder_run, "--batch-size", 50)
+    frozen = cifarctl(*arguments, "--epochs", 10, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0
     assert frozen.json["arch"] == "mlp"
     assert frozen.json["test"]["accuracy"] > 0.3
@@ -273,7 +274,7 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     for name in shared:
         assert torch.equal(head[name], encoder[name.removeprefix("encoder.")])
 
-    tuned = cifarctl(*arguments[:-1], 1, "--finetune", "--out", tmp_path / "tuned", "--json")
+    tuned = cifarctl(*arguments, "--epochs", 1, "--finetune", "--out", tmp_path / "tuned", "--json")
     assert tuned.code == 0
     moved = load_file(tmp_path / "tuned" / "model.safetensors")
     assert not all(torch.equal(moved[name], head[name]) for name in shared)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from cifarctl import models, weights
 from cifarctl.errors import WeightsError
 from cifarctl.weights import ModelInfo
-from tests.conftest import CLASSES, Cifarctl
-from tests.py2_pickle import attack
+
+from py2_pickle import CLASSES, attack
+from support import Cifarctl
 
 CPU = torch.device("cpu")
 Change = Callable[[dict[str, torch.Tensor], dict[str, str]], object]

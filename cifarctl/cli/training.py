@@ -80,11 +80,10 @@ def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
         for event in events:
             match event:
                 case Started():
-                    output.status(
-                        f"{'Resuming' if event.resumed else 'Training'} {event.model}, {event.parameters:,} parameters,"
-                        f" on {event.device} in {event.precision}: {event.train:,} images, {event.val:,} for validation"
-                    )
-                    output.status(f"Run folder: {event.run}")
+                    verb = "Resuming" if event.resumed else "Training"
+                    parameters = f"{event.parameters:,} parameters"
+                    output.status(f"{verb} {event.model}, {parameters}, on {event.device} in {event.precision}")
+                    output.status(f"{event.train:,} images, {event.val:,} for validation; run folder: {event.run}")
                 case StepDone():
                     bar.step(event)
                 case EpochDone():
@@ -153,8 +152,8 @@ def _bar(output: Output) -> Iterator[_TrainingBar]:
 def _epoch_line(event: Any) -> str:
     record, total = event.history[-1], event.epochs
     return (
-        f"epoch {record['epoch']:>{len(str(total))}}/{total}  train loss {record['train_loss']:.4g}"
-        f"  val loss {record['val_loss']:.4g}  {_metric_text(record)}{' *' if event.is_best else '  '}"
+        f"epoch {record['epoch']:>{len(str(total))}}/{total}  loss {record['train_loss']:.4g}"
+        f"  val {record['val_loss']:.4g}  {_metric_text(record)}{' *' if event.is_best else '  '}"
         f"  {record['images_per_second']:,.0f} images/s  {record['seconds']:.0f} s"
     )
 

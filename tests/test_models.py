@@ -12,7 +12,7 @@ from cifarctl.inference import predict_logits
 from cifarctl.models.autoencoders import ResidualAutoencoder
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.models.classifiers import MLP, Airbench
-from cifarctl.models.layers import Conv3x3
+from cifarctl.models.layers import Conv3x3, MaxPool2x2
 from cifarctl.models.pca import fit_pca, pca_psnr
 
 IMAGES = draw_synthetic(300, seed=5).images
@@ -73,6 +73,25 @@ def test_the_side_by_side_weight_gradient_is_the_plain_one(side: int, n: int) ->
     found = torch.autograd.grad(conv(x), (x, conv.weight, conv.bias), grad)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_pool_that_reuses_memory_is_the_plain_one(side: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    pool = MaxPool2x2()
+    for n in (3, 3, 2):  # the second step uses the first one's memory, the third another size
+        # All values differ, so that there is one maximum in every window.
+        values = torch.randperm(n * 5 * side * side)[: n * 5 * side * side].float()
+        x = (values % 251 if dtype == torch.bfloat16 else values).to(dtype).view(n, 5, side, side)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        grad = torch.randn(n, 5, side // 2, side // 2, dtype=dtype)
+        plain, found = F.max_pool2d(x, 2), pool(x)
+        assert torch.equal(found, plain)
+        expected = torch.autograd.grad(plain, x, grad)[0]
+        assert torch.equal(torch.autograd.grad(found, x, grad)[0], expected)
+    with torch.no_grad():
+        assert torch.equal(pool(x), plain)
 
 
 def test_whitening_makes_patches_uncorrelated() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cifarctl import models
 from cifarctl.models.base import Autoencoder, Classifier
-from cifarctl.models.layers import Conv3x3, Normalize, check_range
+from cifarctl.models.layers import Conv3x3, MaxPool2x2, Normalize, check_range
 
 
 class Airbench(Classifier):
@@ -56,6 +56,7 @@ class _Group(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = Conv3x3(in_channels, out_channels)
+        self.pool = MaxPool2x2()
         self.norm1 = _shift_norm(out_channels)
         self.conv2 = Conv3x3(out_channels, out_channels)
         self.norm2 = _shift_norm(out_channels)
@@ -64,7 +65,7 @@ class _Group(nn.Module):
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        x = F.gelu(self.norm1(self.pool(self.conv1(x))))
         return F.gelu(self.norm2(self.conv2(x)))
 
 

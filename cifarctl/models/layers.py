@@ -76,6 +76,62 @@ def _side_by_side(x: Tensor, count: int) -> Tensor:
     return rows.view(n // count, h, count * (w + 1), c).permute(0, 3, 1, 2)
 
 
+class MaxPool2x2(nn.Module):
+    """Max-pooling by two, as `F.max_pool2d(x, 2)`: float (N, C, H, W) -> (N, C, H // 2, W // 2), channels last in
+    memory.
+
+    For training on a CPU it is built of vectorised comparisons instead, with a gradient that is written once into
+    memory that the next step uses again, where PyTorch's fills a fresh tensor with zeros and scatters into it: 1205 ->
+    1290 images/s for the whole training step of the classifier on two Xeon cores. Of equal values, one gets the
+    gradient.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grad: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return F.max_pool2d(x, 2)
+        if self._grad is None or self._grad.shape != x.permute(0, 2, 3, 1).shape or self._grad.dtype != x.dtype:
+            # Zeros: an odd last row or column is in no window, and no step writes to it.
+            self._grad = torch.zeros_like(x.permute(0, 2, 3, 1), memory_format=torch.contiguous_format)
+        y: Tensor = _MaxPool2x2.apply(x, self._grad)
+        return y
+
+
+class _MaxPool2x2(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad_x: Tensor) -> Tensor:
+        top, bottom = _row_pairs(x.permute(0, 2, 3, 1))  # (N, H // 2, 2 · (W // 2), C)
+        rows = torch.maximum(top, bottom)
+        left, right = rows[:, :, 0::2], rows[:, :, 1::2]
+        y = torch.maximum(left, right)
+        # Masks in the values' own type: comparisons to bool are not vectorised for bf16 (3.7 ms against 1.1).
+        is_top = torch.ge(top, bottom, out=torch.empty_like(rows))
+        is_left = torch.ge(left, right, out=torch.empty_like(y))
+        ctx.save_for_backward(is_top, is_left)
+        ctx.grad_x = grad_x
+        return y.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        is_top, is_left = ctx.saved_tensors
+        grad, rows = grads[0].permute(0, 2, 3, 1), torch.empty_like(is_top)
+        left = torch.mul(grad, is_left, out=rows[:, :, 0::2])
+        torch.sub(grad, left, out=rows[:, :, 1::2])
+        top, bottom = _row_pairs(ctx.grad_x)
+        torch.mul(rows, is_top, out=top)
+        torch.sub(rows, top, out=bottom)
+        return ctx.grad_x.permute(0, 3, 1, 2), None
+
+
+def _row_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, H, W, C) -> its even and its odd rows, as views, without an odd last row or column."""
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    return x[:, 0:height:2, :width], x[:, 1:height:2, :width]
+
+
 class Normalize(nn.Module):
     """Pixels to floats: uint8 or float in [0, 1], (N, 3, 32, 32) -> float (N, 3, 32, 32), less `mean`, over `std`, per
     channel.

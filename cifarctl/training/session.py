@@ -16,7 +16,7 @@ from cifarctl import models, plots, weights
 from cifarctl.data import Dataset, Source
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
-from cifarctl.hardware import Device, Precision, select_device, select_precision
+from cifarctl.hardware import Device, Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP
@@ -146,6 +146,8 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     device = select_device(options.device)
     precision = select_precision(options.precision, device)
     recipe = options.recipe
+    if device.type == "cpu":
+        reuse_memory()
     train_set, val_set = (options.source.load("train"), options.source.load("val"))
     if options.limit is not None:
         order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(options.seed))

@@ -82,7 +82,7 @@ class TestRunFolder:
     def test_the_model_knows_its_data_and_what_it_scored(self, classifier_run: Path) -> None:
         with safe_open(classifier_run / "model.safetensors", framework="pt") as file:
             metadata = file.metadata()
-        assert json.loads(metadata["data"]) == {"name": "synthetic", "val_size": 1000, "seed": 0}
+        assert json.loads(metadata["data"]) == {"name": "synthetic", "val_size": 1000, "seed": 0, "limit": 2000}
         summary = json.loads((classifier_run / "summary.json").read_text())
         assert json.loads(metadata["metrics"])["test"] == summary["test"]
         assert summary["test"]["accuracy"] > 0.3  # ten classes: chance is 0.1

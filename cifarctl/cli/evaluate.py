@@ -71,13 +71,16 @@ def evaluate(
     info = weights.read_info(path)
     if tta and info.kind != "classifier":
         raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
-    # The split that training drew, unless these are other images.
-    trained_on = info.data if data in (None, info.data.get("name")) else {}
-    name = data or info.data.get("name", "cifar10")
-    source = Source(name, trained_on.get("val_size"), trained_on.get("seed", 0), data_dir)
+    source = Source.trained_on(info.data, data, data_dir)
     ensure_data(source, output, offline=offline)
     images = source.load(split).to(select_device(device))
-    result: dict[str, Any] = {"model": str(path), "kind": info.kind, "data": name, "split": split, "n": len(images)}
+    result: dict[str, Any] = {
+        "model": str(path),
+        "kind": info.kind,
+        "data": source.name,
+        "split": split,
+        "n": len(images),
+    }
     if info.kind == "classifier":
         result |= _measure_classifier(path, images, tta=tta, figures=plots)
         tables = _classifier_tables(result, images.classes)

@@ -72,9 +72,7 @@ def reconstruct(
         from cifarctl.cli.download import ensure_data
         from cifarctl.data import Source
 
-        trained_on = info.data if data in (None, info.data.get("name")) else {}
-        name = data or info.data.get("name", "cifar10")
-        source = Source(name, trained_on.get("val_size"), trained_on.get("seed", 0), data_dir)
+        source = Source.trained_on(info.data, data, data_dir)
         ensure_data(source, output, offline=offline)
         dataset = source.load(split)
         images = dataset.images[:count]

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from cifarctl.data.archive import ARCHIVES
 from cifarctl.data.cache import archive_digest, cache_path, data_dir, read_cache
@@ -25,12 +27,14 @@ class Source:
     name: "cifar10", "cifar100", "synthetic", or the path of a folder DIR/{train,test}/CLASS/*.
     val_size: images held out of the training images; None is 2,000 or a tenth, whichever is fewer.
     seed: draws the held-out images (and the synthetic ones).
+    limit: at most so many of the other training images, drawn by the seed; None is all.
     folder: the data folder for archives; None is the default one.
     """
 
     name: str = "cifar10"
     val_size: int | None = None
     seed: int = 0
+    limit: int | None = None
     folder: Path | None = None
 
     @property
@@ -48,12 +52,34 @@ class Source:
         if split == "test":
             return self._test
         train, val = stratified_split(self._all_train.labels, self._val_size, self.seed)
+        if split == "train" and self.limit is not None:
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+            train = train[order[: self.limit]]
         return self._all_train.take(train if split == "train" else val)
 
     def describe(self) -> dict[str, str | int]:
         """What a weights file says of the data it was trained on: enough to draw the same splits again."""
         digest = {"archive_sha256": archive_digest(self.path)} if self.is_archive else {}
-        return {"name": self.name, "val_size": self._val_size, "seed": self.seed, **digest}
+        limit = {} if self.limit is None else {"limit": self.limit}
+        return {"name": self.name, "val_size": self._val_size, "seed": self.seed, **limit, **digest}
+
+    @classmethod
+    def trained_on(cls, description: dict[str, Any], name: str | None, folder: Path | None) -> "Source":
+        """The data that a weights file describes, with its split; or, where `name` is another, that with the default
+        one.
+
+        Raises DataError where the description is not one of `describe`'s.
+        """
+        if name not in (None, description.get("name")):
+            return cls(str(name), folder=folder)
+        found = {key: description.get(key) for key in ("val_size", "seed", "limit")}
+        if not all(value is None or type(value) is int for value in found.values()):
+            raise DataError(
+                f"the model describes its data as {description}, which is no data set", hint="name one: --data"
+            )
+        return cls(
+            str(description.get("name", "cifar10")), found["val_size"], found["seed"] or 0, found["limit"], folder
+        )
 
     @property
     def _val_size(self) -> int:

@@ -97,6 +97,10 @@ def fit(
     if state.scaler:
         scaler.load_state_dict(state.scaler)
 
+    def save() -> None:
+        state.scaler = scaler.state_dict()  # reading it waits for a GPU, so not at every step
+        save_checkpoint(checkpoint, state, model, optimizer)
+
     with _deferred_signals() as received:
         while state.step < steps:
             epoch = state.step // steps_an_epoch
@@ -116,7 +120,6 @@ def fit(
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
-                state.scaler = scaler.state_dict()
                 state.step += 1
                 state.loss_sum += loss.detach()
                 if recipe.ema:
@@ -126,7 +129,7 @@ def fit(
                 state.seconds = seconds_before + time.perf_counter() - started
                 yield StepDone(epoch + 1, state.step, steps, batch_size, loss.detach())
                 if received and state.step % steps_an_epoch:
-                    save_checkpoint(checkpoint, state, model, optimizer)
+                    save()
                     raise _interrupted(received[0], state.step, steps, checkpoint)
 
             images_per_second = (steps_an_epoch - first) * batch_size / (state.seconds - seconds_before)
@@ -149,9 +152,9 @@ def fit(
                 }
             )
             state.loss_sum.zero_()
-            save_checkpoint(checkpoint, state, model, optimizer)
+            save()
             yield EpochDone(list(state.history), recipe.epochs, weights, is_best)
-            if received and state.step < steps:
+            if received:
                 raise _interrupted(received[0], state.step, steps, checkpoint)
     model.load_state_dict(state.best)
     yield Fitted(state.history, state.best_epoch)

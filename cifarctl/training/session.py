@@ -31,10 +31,11 @@ from cifarctl.training.run_dir import RunDir, TensorBoardLog
 class TrainOptions:
     """Everything that decides what a run does; it is stored in the run's `config.json`.
 
-    kind: what to train. data, data_dir, val_size, seed: see `data.Source`; the seed also draws weights and batches.
+    kind: what to train. data, data_dir, val_size, limit, seed: see `data.Source`; the seed also draws the first weights
+    and the batches.
     arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
     encoder: for a classifier, the weights file or run folder of the autoencoder whose latents it reads. finetune: train
-    that encoder too. overrides: fields of the recipe, by name. limit: at most so many training images.
+    that encoder too. overrides: fields of the recipe, by name.
     """
 
     kind: models.Kind
@@ -56,7 +57,7 @@ class TrainOptions:
     @property
     def source(self) -> Source:
         """The data set and its split."""
-        return Source(self.data, self.val_size, self.seed, Path(self.data_dir) if self.data_dir else None)
+        return Source(self.data, self.val_size, self.seed, self.limit, Path(self.data_dir) if self.data_dir else None)
 
     @property
     def model_name(self) -> str:
@@ -148,11 +149,7 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     recipe = options.recipe
     if device.type == "cpu":
         reuse_memory()
-    train_set, val_set = (options.source.load("train"), options.source.load("val"))
-    if options.limit is not None:
-        order = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(options.seed))
-        train_set = train_set.take(order[: options.limit])
-    train_set, val_set = train_set.to(device), val_set.to(device)
+    train_set, val_set = (options.source.load("train").to(device), options.source.load("val").to(device))
     model, config = _build(options, train_set, device)
 
     run = RunDir(out, resume=resume, overwrite=overwrite)

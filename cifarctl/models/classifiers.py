@@ -27,8 +27,8 @@ class Airbench(Classifier):
         check_range(**{f"widths[{i}]": (width, 24, 4096) for i, width in enumerate(widths)})
         self.classes = classes
         self.normalize = Normalize()
-        # airbench learns a bias here in the first epochs. Without one nothing before the first group needs a gradient: 5 %
-        # faster on two Xeon cores, with the same validation accuracy (90.05 %).
+        # airbench learns a bias here in the first epochs. Without one nothing before the first group needs a gradient:
+        # 5 % faster on two Xeon cores, with the same validation accuracy (90.05 %).
         self.whiten = nn.Conv2d(3, 24, kernel_size=2, bias=False)  # (N, 24, 31, 31)
         self.whiten.weight.requires_grad = False
         self.groups = nn.Sequential(_Group(24, first), _Group(first, second), _Group(second, third))

@@ -95,7 +95,7 @@ def resolve(reference: Path | None, kind: models.Kind) -> Path:
 
 def load_classifier(path: Path, device: torch.device) -> tuple[Classifier, ModelInfo]:
     """Read a classifier, ready to predict on `device`. Raises WeightsError."""
-    return _load(path, device, "classifier", Classifier)
+    return _load(path, device, "classifier", Classifier)  # type: ignore[type-abstract]
 
 
 def load_autoencoder(path: Path, device: torch.device) -> tuple[Autoencoder, ModelInfo]:
@@ -138,6 +138,8 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
             raise WeightsError(f"{path}: tensor {name} is {found}, expected {wanted}")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
+    if "temperature" in tensors and not tensors["temperature"] > 0:
+        raise WeightsError(f"{path}: tensor temperature is {tensors['temperature'].item()}, not above 0")
     # Files may store fewer bits (bf16, fp16); models compute in what they were built for.
     model.load_state_dict({name: t.to(device, expected[name].dtype) for name, t in tensors.items()}, assign=True)
     if kind == "classifier" and len(info.classes) != model.classes:

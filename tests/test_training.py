@@ -1,8 +1,10 @@
 """`train-ae` and `train-clf`: one loop that is reproducible, survives a signal, and leaves a whole folder."""
 
+import contextlib
 import json
 import math
 import os
+import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -18,6 +20,7 @@ from cifarctl import models
 from cifarctl.data import Dataset, Source
 from cifarctl.errors import TrainingError
 from cifarctl.training import recipes
+from cifarctl.training.calibration import fit_temperature
 from cifarctl.training.loop import EpochDone, Fitted, fit
 from cifarctl.training.objectives import Classification, FrozenLatents
 from cifarctl.training.optim import build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
@@ -46,6 +49,25 @@ def wait_for_line(process: "subprocess.Popen[str]", prefix: str) -> None:
         if line.startswith(prefix):
             return
     raise AssertionError(f"the process ended before it printed {prefix!r}")
+
+
+def on_a_terminal(*arguments: object, env: dict[str, str]) -> "tuple[str, subprocess.Popen[str]]":
+    """Run the command with a pseudo-terminal for stderr. Returns what that showed, and the finished process."""
+    terminal, end = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    environment = {**inherited, "TERM": "xterm-256color", **env}
+    process = subprocess.Popen(
+        [command(), *map(str, arguments)], stdout=subprocess.PIPE, stderr=end, text=True, env=environment
+    )
+    os.close(end)
+    shown = b""
+    # Reading fails with EIO once the other end is closed.
+    with contextlib.suppress(OSError):
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    os.close(terminal)
+    process.wait(timeout=60)
+    return shown.decode(), process
 
 
 class TestRunFolder:
@@ -211,6 +233,19 @@ class TestSpeech:
         assert [line[:9] for line in done.err.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
         assert done.json["test"]["latent_floats"] == 256
 
+    @pytest.mark.parametrize(
+        ("environment", "drawn"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+    )
+    def test_a_terminal_gets_a_bar_unless_it_asks_for_none(
+        self, tmp_path: Path, environment: dict[str, str], drawn: bool
+    ) -> None:
+        seen, process = on_a_terminal(*CLASSIFIER, "--out", tmp_path / "run", env=environment)
+        assert process.returncode == 0
+        assert ("\x1b" in seen) == drawn
+        assert "epoch 2/2" in seen
+        assert process.stdout is not None
+        assert "accuracy" in process.stdout.read()
+
     def test_quiet_says_nothing(self, installed: Cifarctl, tmp_path: Path) -> None:
         done = installed(*ONE_STEP, "--out", tmp_path / "run", "--quiet", "--json")
         assert done.code == 0
@@ -332,6 +367,14 @@ class TestLoop:
         assert not torch.allclose(inputs[:, 2], plain, atol=1e-2)
         batch = objective.augment(inputs[:10], torch.arange(10), 0)
         assert all((row == views).all(1).any() for row, views in zip(batch, inputs[:10], strict=True))
+
+
+def test_the_temperature_is_the_one_that_the_logits_were_divided_by() -> None:
+    torch.manual_seed(0)
+    honest = torch.randn(20_000, 10) * 2
+    labels = torch.distributions.Categorical(logits=honest).sample()
+    for factor in (0.25, 1.0, 3.0):
+        assert fit_temperature(honest * factor, labels) == pytest.approx(factor, rel=0.03)
 
 
 class TestOptimizers:

@@ -116,6 +116,7 @@ def test_a_missing_field_is_named(classifier_file: Path) -> None:
         (lambda tensors, _: tensors.update(extra=torch.zeros(1)), "tensor extra is unexpected"),
         (lambda tensors, _: tensors.update({"head.weight": torch.zeros(3)}), "tensor head.weight is torch.float32"),
         (lambda tensors, _: tensors["head.weight"].fill_(float("nan")), "not finite"),
+        (lambda tensors, _: tensors["temperature"].fill_(0), "not above 0"),
         (
             lambda tensors, _: tensors.update({"head.weight": tensors["head.weight"].long()}),
             "tensor head.weight is torch.int64",

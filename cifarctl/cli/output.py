@@ -60,7 +60,15 @@ class Output:
         """A progress display on stderr, drawn only where it can be redrawn."""
         from rich.progress import Progress
 
-        with Progress(*columns, console=self.stderr, transient=True, disable=not self.redraws) as progress:
+        # Redirection would send what is printed to stdout to stderr.
+        with Progress(
+            *columns,
+            console=self.stderr,
+            disable=not self.redraws,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as progress:
             yield progress
 
 

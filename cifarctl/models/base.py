@@ -2,7 +2,10 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
+
+from cifarctl.models.layers import check_range
 
 
 class Model(nn.Module, ABC):
@@ -33,6 +36,24 @@ class Autoencoder(Model):
 
 
 class Classifier(Model):
-    """`forward`: images -> logits, float (N, classes)."""
+    """`forward`: images -> logits, float (N, classes).
 
-    classes: int
+    Outside training they are divided by `temperature`, a buffer: it changes no prediction, but makes the softmax of the
+    logits as confident as the model is right (`training.calibration`).
+    """
+
+    temperature: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        check_range(classes=(classes, 2, 100_000))
+        self.classes = classes
+        self.register_buffer("temperature", torch.ones(()))
+
+    @abstractmethod
+    def score(self, x: Tensor) -> Tensor:
+        """Images -> logits as they are trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.score(x)
+        return logits if self.training else logits / self.temperature

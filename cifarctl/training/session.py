@@ -21,6 +21,7 @@ from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP
 from cifarctl.training import recipes
+from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction, trainable
 from cifarctl.training.recipes import Recipe
@@ -184,6 +185,8 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
         ):
             if isinstance(event, Fitted):
                 yield Measuring()
+                if isinstance(model, Classifier):
+                    calibrate(model, val_set, precision)
                 summary = _finish(options, model, info, run, board, train_set, event)
                 break
             if isinstance(event, EpochDone):

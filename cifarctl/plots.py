@@ -34,14 +34,14 @@ def curves(history: Sequence[Mapping[str, float]], metric: str) -> Figure:
     loss_axes.plot(epochs, [record["val_loss"] for record in history], color=_BLUE, label="validation", **style)
     loss_axes.set(yscale="log", xlabel="epoch", ylabel="loss", title="Loss")
     for which in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):
-        which(LogFormatter(minor_thresholds=(1.5, 0.6)))
+        which(_PlainLogFormatter(minor_thresholds=(1.5, 0.6)))
     loss_axes.legend(frameon=False)
     loss_axes.grid(alpha=0.25, which="both")
 
     values = [record[f"val_{metric}"] for record in history]
     metric_axes.plot(epochs, values, color=_ORANGE, **style)
     best = max(range(len(values)), key=lambda i: (values[i], i))
-    shown = f"{values[best]:.1%}" if metric == "accuracy" else f"{values[best]:.2f} dB"
+    shown = f"{values[best]:.2%}" if metric == "accuracy" else f"{values[best]:.2f} dB"
     label = "accuracy" if metric == "accuracy" else "PSNR (dB)"
     metric_axes.set(xlabel="epoch", ylabel=label, title=f"Validation: best {shown}, epoch {epochs[best]}")
     if metric == "accuracy":
@@ -171,6 +171,13 @@ def psnr_histogram(image_psnr: Tensor, pca_psnr: float) -> Figure:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+class _PlainLogFormatter(LogFormatter):
+    """Labels as 0.9 where LogFormatter writes 9e-01; it still chooses which ticks get one."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.3g}" if super().__call__(x, pos) else ""
 
 
 def _shortened(text: str, width: int = 14) -> str:

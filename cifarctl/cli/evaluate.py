@@ -21,12 +21,7 @@ BELOW_THRESHOLD = 3
 
 def evaluate(
     model: opt.ModelPath = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR", help="Default: the data that the model was trained on.", rich_help_panel=opt.DATA_PANEL
-        ),
-    ] = None,
+    data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
     offline: opt.Offline = False,
     split: Annotated[

@@ -23,6 +23,15 @@ Data = Annotated[
         rich_help_panel=DATA_PANEL,
     ),
 ]
+ModelsData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="NAME|DIR",
+        help="As for training. Default: the data that the model was trained on.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(

@@ -20,12 +20,7 @@ def reconstruct(
         list[Path] | None, typer.Argument(metavar="[IMAGE|DIR]...", help="Image files. Default: images of a split.")
     ] = None,
     model: opt.ModelPath = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|DIR", help="Default: the data that the model was trained on.", rich_help_panel=opt.DATA_PANEL
-        ),
-    ] = None,
+    data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
     offline: opt.Offline = False,
     split: Annotated[

@@ -10,8 +10,8 @@ from torch import Tensor
 from cifarctl.data import Dataset
 from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, to_float
 from cifarctl.hardware import Precision
-from cifarctl.inference import predict_logits, reconstruct
-from cifarctl.models.base import Autoencoder, Classifier, Model
+from cifarctl.inference import encode, predict_logits, reconstruct
+from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.models.classifiers import MLP
 from cifarctl.training.recipes import Recipe
 
@@ -54,19 +54,27 @@ def augment_images(images: Tensor, indices: Tensor, epoch: int, recipe: Recipe, 
     return images
 
 
-class Reconstruction:
-    """Mean squared error of pixels in [0, 1]; reports PSNR of the mean error, in dB."""
+class _OnImages:
+    """What objectives share whose batches are images, augmented at every step."""
 
-    metric = "psnr"
-
-    def __init__(self, model: Autoencoder, recipe: Recipe, seed: int) -> None:
-        self.model, self.recipe, self.seed = model, recipe, seed
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        self.recipe, self.seed = recipe, seed
 
     def inputs(self, images: Tensor) -> Tensor:
         return images
 
     def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:
         return to_float(augment_images(batch, indices, epoch, self.recipe, self.seed))
+
+
+class Reconstruction(_OnImages):
+    """Mean squared error of pixels in [0, 1]; reports PSNR of the mean error, in dB."""
+
+    metric = "psnr"
+
+    def __init__(self, model: Autoencoder, recipe: Recipe, seed: int) -> None:
+        super().__init__(recipe, seed)
+        self.model = model
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (labels play no part here)
         return F.mse_loss(self.model(x).float(), x)
@@ -77,24 +85,20 @@ class Reconstruction:
         return {"loss": mse, "psnr": -10 * math.log10(max(mse, 1e-12))}
 
 
-class Classification:
+class Classification(_OnImages):
     """Cross-entropy with label smoothing; reports accuracy."""
 
     metric = "accuracy"
 
     def __init__(self, model: Classifier, recipe: Recipe, seed: int) -> None:
-        self.model, self.recipe, self.seed = model, recipe, seed
-
-    def inputs(self, images: Tensor) -> Tensor:
-        return images
-
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        return to_float(augment_images(batch, indices, epoch, self.recipe, self.seed))
+        super().__init__(recipe, seed)
+        self.model = model
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.cross_entropy(self.model(x), labels)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits, float (B, classes), under the recipe's label smoothing."""
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
 
     def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
@@ -120,8 +124,6 @@ class FrozenLatents(Classification):
 
     def inputs(self, images: Tensor) -> Tensor:
         """-> float32 (N, VIEWS, D)."""
-        from cifarctl.inference import encode
-
         assert self.head.encoder is not None
         copies = []
         for view in range(self.VIEWS):
@@ -137,8 +139,3 @@ class FrozenLatents(Classification):
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.cross_entropy(self.head.classify(x), labels)
-
-
-def trainable(model: Model) -> int:
-    """How many of the model's parameters training changes."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -23,7 +23,7 @@ from cifarctl.models.classifiers import MLP
 from cifarctl.training import recipes
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
-from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction, trainable
+from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction
 from cifarctl.training.recipes import Recipe
 from cifarctl.training.run_dir import RunDir, TensorBoardLog
 
@@ -160,8 +160,9 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     if options.compile:
         model.compile()
     resumed = run.checkpoint.exists()
+    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield Started(
-        run.path, options.model_name, trainable(model), str(device), precision, len(train_set), len(val_set), resumed
+        run.path, options.model_name, parameters, str(device), precision, len(train_set), len(val_set), resumed
     )
 
     info = weights.ModelInfo(

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,9 +152,9 @@ def read_batches(archive: Archive, folder: Path) -> tuple[Dataset, Dataset]:
 
 
 class _Limited:
-    """A file that cannot be read past a limit, so that neither a member's size nor a header's takes memory unchecked."""
+    """A file that ends in an error past a limit, so that no size in a header takes memory unchecked."""
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: gzip.GzipFile, path: Path) -> None:
         self.file, self.path, self.left = file, path, _MAX_UNPACKED_BYTES
 
     def read(self, size: int) -> bytes:

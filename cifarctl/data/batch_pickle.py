@@ -155,8 +155,8 @@ class _Machine:
         elif opcode == b"\x80":  # PROTO
             self._take(1)
         else:
-            known = pickletools.code2op.get(opcode.decode("latin-1"))
-            raise DataError(f"refused: pickle opcode {known.name if known else opcode!r}, which no CIFAR batch uses")
+            names = (known.name for known in pickletools.opcodes if known.code == opcode.decode("latin-1"))
+            raise DataError(f"refused: pickle opcode {next(names, opcode)!s}, which no CIFAR batch uses")
 
     def _take(self, size: int) -> memoryview:
         if not 0 <= size <= len(self.data) - self.next:

@@ -23,8 +23,11 @@ def follow(events: "Iterator[Event]", name: str, output: Output) -> "Installed |
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[pace]}")
     ) as bar:
         task = bar.add_task(name, total=None, pace="")
-        last_line = time.monotonic()
+        last_line, failure = time.monotonic(), ""
         for event in events:
+            if failure:  # said only when something follows it: the error says the last one
+                output.status(failure)
+                failure = ""
             match event:
                 case Waiting():
                     output.status(f"Another process makes {event.path}: waiting for it")
@@ -38,7 +41,7 @@ def follow(events: "Iterator[Event]", name: str, output: Output) -> "Installed |
                         last_line = time.monotonic()
                         output.status(f"{name}: {_portion(event)}, {pace}")
                 case Failed():
-                    output.status(f"Left {event.source}: {event.reason}")
+                    failure = f"Left {event.source}: {event.reason}"
                 case Installed() | Present():
                     return event
     raise AssertionError("a download ends with Installed, Present or an exception")

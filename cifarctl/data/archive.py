@@ -71,13 +71,13 @@ CIFAR10 = Archive(
         "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ),
     digests={
-        "data_batch_1": "sha256:54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
-        "data_batch_2": "sha256:766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
-        "data_batch_3": "sha256:0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
-        "data_batch_4": "sha256:3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
-        "data_batch_5": "sha256:d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
-        "test_batch": "sha256:f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
-        "batches.meta": "md5:5ff9c542aee3614f3951f8cda6e48888",
+        "data_batch_1": "SHA-256:54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+        "data_batch_2": "SHA-256:766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+        "data_batch_3": "SHA-256:0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+        "data_batch_4": "SHA-256:3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+        "data_batch_5": "SHA-256:d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+        "test_batch": "SHA-256:f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+        "batches.meta": "MD5:5ff9c542aee3614f3951f8cda6e48888",
     },
 )
 CIFAR100 = Archive(
@@ -92,9 +92,9 @@ CIFAR100 = Archive(
     size=169_001_437,
     urls=("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
     digests={
-        "train": "md5:16019d7e3df5f24257cddd939b257f8d",
-        "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
-        "meta": "md5:7973b15100ade9c7d40fb424638fde48",
+        "train": "MD5:16019d7e3df5f24257cddd939b257f8d",
+        "test": "MD5:f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "MD5:7973b15100ade9c7d40fb424638fde48",
     },
 )
 ARCHIVES = {archive.name: archive for archive in (CIFAR10, CIFAR100)}
@@ -145,9 +145,9 @@ def read_batches(archive: Archive, folder: Path) -> tuple[Dataset, Dataset]:
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}") from None
         algorithm, _, digest = archive.digests[member].partition(":")
-        found = hashlib.new(algorithm, members[member], usedforsecurity=False).hexdigest()
+        found = hashlib.new(algorithm.replace("-", ""), members[member], usedforsecurity=False).hexdigest()
         if found != digest:
-            raise DataError(f"{file}: its {algorithm.upper()} is {found}, expected {digest}")
+            raise DataError(f"{file}: its {algorithm} is {found}, expected {digest}")
     return _decode_all(archive, members, folder)
 
 

@@ -188,7 +188,7 @@ def _explain(archive: Archive, sources: Sequence[str], failures: list[Failed], p
         return DownloadError(
             f"none of {len(sources)} sources gave the {archive.name} archive; the last: {last}", hint=hint
         )
-    if not is_url(sources[0]) and "SHA-256" in last:
+    if Path(sources[0]).is_file() and "SHA-256" in last:
         hint = "if you trust this file, name its digest with --sha256"
     return DataError(last, hint=hint)
 

@@ -15,8 +15,9 @@ _CHUNK = 1 << 16
 class Mirror:
     """How one path of the server behaves, and what it has done.
 
-    rate: bytes a second. stalls_at, breaks_at: the place in the file at which it sends no more, or hangs up.
-    breaks: how often it does so. ranges: it knows the Range header. says_length: it tells the size.
+    rate: bytes a second, and a hundredth of it from the place slows_at on.
+    stalls_at, breaks_at: the place in the file at which it sends no more, or hangs up. breaks: how often it does so.
+    ranges: it knows the Range header. says_length: it tells the size.
     offsets: of the requests so far. sent: bytes of bodies so far.
     """
 
@@ -25,6 +26,7 @@ class Mirror:
     content_type: str = "application/gzip"
     location: str = ""
     rate: float = 0.0
+    slows_at: int = 1 << 60
     stalls_at: int = 1 << 60
     breaks_at: int = 1 << 60
     breaks: int = 1
@@ -80,8 +82,8 @@ def serving(mirrors: Mapping[str, Mirror]) -> Iterator[str]:
                     mirror.breaks -= 1
                     return
                 if mirror.rate:
-                    ahead = (end - start) / mirror.rate - (time.monotonic() - began)
-                    stopping.wait(max(0.0, ahead))
+                    seconds = (min(end, mirror.slows_at) - start + 100 * max(0, end - mirror.slows_at)) / mirror.rate
+                    stopping.wait(max(0.0, began + seconds - time.monotonic()))
 
         def log_message(self, *arguments: object) -> None:
             pass

@@ -73,6 +73,17 @@ class TestCompetition:
         assert "\x1b" not in done.err
         assert "\r" not in done.err
 
+    def test_when_the_fastest_becomes_slow_another_one_is_tried(
+        self, cifarctl: Cifarctl, archive: SmallArchive, content: bytes, tmp_path: Path
+    ) -> None:
+        mirrors = {"/steady": Mirror(content, rate=1e6), "/tires": Mirror(content, rate=4e6, slows_at=400_000)}
+        with serving(mirrors) as url:
+            done = cifarctl(*arguments(url, list(mirrors), archive.sha256, tmp_path))
+        assert done.code == 0, done.err
+        assert mirrors["/steady"].offsets[-1] >= 400_000
+        assert f"Downloading {url}/steady, from" in done.err
+        assert done.json["source"] == f"{url}/steady"
+
     def test_a_connection_that_breaks_off_goes_on_with_a_range(
         self, cifarctl: Cifarctl, archive: SmallArchive, content: bytes, tmp_path: Path
     ) -> None:

@@ -79,7 +79,8 @@ def _lock(path: Path) -> FileLock:
         raise DataError(
             f"{path.parent}: the data folder cannot be made: {error.strerror}", hint="--data-dir DIR names another one"
         ) from None
-    return FileLock(path.with_name(f".{path.name}.lock"))
+    # Other users of the folder must be able to open it too, to wait for it.
+    return FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
 
 
 def _make(

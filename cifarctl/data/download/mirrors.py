@@ -15,6 +15,7 @@ from ssl import SSLContext
 from urllib.parse import urlsplit
 
 from cifarctl.data.download.connection import Broken, Connection, Ended, Message, Opened, make_ssl_context
+from cifarctl.data.download.contestant import Contestant, Mirror
 from cifarctl.data.download.events import Chosen, Failed, Progress
 from cifarctl.data.download.partial import Partial, require_room
 from cifarctl.errors import UsageError
@@ -63,7 +64,7 @@ def fetch(
     written.
     """
     competition = _Competition(
-        [_Mirror(url) for url in dict.fromkeys(urls)],
+        [Mirror(url) for url in dict.fromkeys(urls)],
         partial,
         sha256,
         size,
@@ -85,45 +86,6 @@ def fetch(
     return None
 
 
-@dataclass(eq=False)
-class _Mirror:
-    """speed: bytes a second, when it last was measured. barren: connections in a row that brought nothing."""
-
-    url: str
-    speed: float = 0.0
-    barren: int = 0
-
-
-@dataclass(eq=False)
-class _Contestant:
-    """A mirror's connection in one round.
-
-    base: the place in the file of the first byte in `chunks`. position: the place after the last one.
-    """
-
-    mirror: _Mirror
-    connection: Connection
-    base: int
-    position: int
-    started: float
-    heard: float
-    chunks: list[bytes] = field(default_factory=list)
-    received: int = 0
-    opened: bool = False
-    ended: bool = False
-    samples: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def mean_speed(self, now: float) -> float:
-        """Bytes a second since the request, the server's answering time included."""
-        return self.received / max(now - self.started, 1e-3)
-
-    def recent_speed(self, now: float) -> float:
-        """Bytes a second over the last few seconds."""
-        while self.samples and self.samples[0][0] < now - _STALL_SECONDS:
-            self.samples.popleft()
-        return sum(size for _, size in self.samples) / max(min(now - self.started, _STALL_SECONDS), 1e-3)
-
-
 @dataclass
 class _Competition:
     """mirrors: those that are still in. given: who gave the bytes in `partial`, and how many.
@@ -132,13 +94,13 @@ class _Competition:
     alone: after a wrong digest whose author is not known, each mirror has to give the whole file by itself.
     """
 
-    mirrors: list[_Mirror]
+    mirrors: list[Mirror]
     partial: Partial
     sha256: str
     known_size: int | None
     given: dict[str, int]
     total: int | None = None
-    aside: list[_Mirror] = field(default_factory=list)
+    aside: list[Mirror] = field(default_factory=list)
     alone: bool = False
 
     def set_total(self, total: int) -> None:
@@ -152,8 +114,8 @@ class _Competition:
         """Start the best few, keep the fastest, and take its bytes until the file is complete or it fails."""
         queue: Queue[tuple[Connection, Message]] = Queue(maxsize=64)
         waiting = deque(self._line_up())
-        live: dict[Connection, _Contestant] = {}
-        winner: _Contestant | None = None
+        live: dict[Connection, Contestant] = {}
+        winner: Contestant | None = None
         before, joined, reported, chosen = self.partial.size, 0.0, 0.0, 0.0
         try:
             while live or (waiting and winner is None):
@@ -163,7 +125,7 @@ class _Competition:
                         mirror, joined = waiting.popleft(), now
                         place = self.partial.size
                         connection = Connection(mirror.url, place, context, queue)
-                        live[connection] = _Contestant(mirror, connection, place, place, now, now)
+                        live[connection] = Contestant(mirror, connection, place, place, now, now)
                     if winner := self._winner(list(live.values()), now - joined, final=not waiting):
                         for loser in live.values():
                             loser.mirror.speed = loser.mean_speed(now)
@@ -222,7 +184,7 @@ class _Competition:
         self.mirrors += self.aside
         self.aside, self.total = [], self.known_size
 
-    def _line_up(self) -> list[_Mirror]:
+    def _line_up(self) -> list[Mirror]:
         """The mirrors for the next round, the best first."""
         if self.alone:
             mirror = next((mirror for mirror in self.mirrors if mirror.url in self.given), self.mirrors[0])
@@ -231,7 +193,7 @@ class _Competition:
             return [mirror]
         return sorted(self.mirrors, key=lambda mirror: (mirror.barren, -mirror.speed))
 
-    def _winner(self, contestants: list[_Contestant], since_last: float, *, final: bool) -> _Contestant | None:
+    def _winner(self, contestants: list[Contestant], since_last: float, *, final: bool) -> Contestant | None:
         """The contestant that has won by now. final: no other one will join."""
         if final and len(contestants) == 1:
             return contestants[0]
@@ -244,7 +206,7 @@ class _Competition:
             return best if best and best.received else None
         return None
 
-    def _hear(self, speaker: _Contestant, message: Message) -> Broken | None:
+    def _hear(self, speaker: Contestant, message: Message) -> Broken | None:
         """Take in one message. Returns why the contestant is out, if it is."""
         speaker.heard = time.monotonic()
         match message:
@@ -267,7 +229,7 @@ class _Competition:
                     return Broken(f"it sends more than {self.total or _MAX_BYTES:,} bytes", final=True)
         return None
 
-    def _check_total(self, mirror: _Mirror, total: int) -> Broken | None:
+    def _check_total(self, mirror: Mirror, total: int) -> Broken | None:
         if not 0 < total <= _MAX_BYTES:
             return Broken(f"its file has {total:,} bytes", final=True)
         if self.total is None:
@@ -278,7 +240,7 @@ class _Competition:
             return Broken(f"its file has {total:,} bytes, expected {self.total:,}", final=True)
         return None
 
-    def _keep(self, contestant: _Contestant) -> None:
+    def _keep(self, contestant: Contestant) -> None:
         """Put the contestant's bytes into the file, as far as they are not there."""
         data = b"".join(contestant.chunks)
         new = data[self.partial.size - contestant.base :]
@@ -288,7 +250,7 @@ class _Competition:
         contestant.base = contestant.position
         contestant.chunks.clear()
 
-    def _leave(self, contestant: _Contestant, broken: Broken, rivals: list[_Contestant]) -> Failed:
+    def _leave(self, contestant: Contestant, broken: Broken, rivals: list[Contestant]) -> Failed:
         """Go on without the contestant. What it brought is kept where no other one has as much."""
         mirror = contestant.mirror
         if not broken.final and all(contestant.position > rival.position for rival in rivals):
@@ -298,7 +260,7 @@ class _Competition:
             self.mirrors.remove(mirror)
         return Failed(mirror.url, broken.reason)
 
-    def _is_slow(self, winner: _Contestant, now: float) -> bool:
+    def _is_slow(self, winner: Contestant, now: float) -> bool:
         """True where another mirror has shown twice the winner's speed."""
         winner.mirror.speed = winner.recent_speed(now)
         rivals = [mirror.speed for mirror in self.mirrors if mirror is not winner.mirror and not mirror.barren]

@@ -6,6 +6,7 @@ is never continued.
 """
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +24,8 @@ class Partial:
         self.size = 0
         self._hash = hashlib.sha256()
         self._file: BinaryIO | None = None
+        if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
+            self.path.unlink()  # another user's, in a folder that both may write
         if self.path.exists():
             with self.path.open("rb") as file:
                 self._hash = hashlib.file_digest(file, "sha256")

@@ -23,11 +23,12 @@ def follow(events: "Iterator[Event]", name: str, output: Output) -> "Installed |
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[pace]}")
     ) as bar:
         task = bar.add_task(name, total=None, pace="")
-        last_line, failure = time.monotonic(), ""
+        last_line, failure, said = time.monotonic(), "", set[str]()
         for event in events:
-            if failure:  # said only when something follows it: the error says the last one
+            if failure and failure not in said:  # and only when something follows it: the error says the last one
                 output.status(failure)
-                failure = ""
+                said.add(failure)
+            failure = ""
             match event:
                 case Waiting():
                     output.status(f"Another process makes {event.path}: waiting for it")

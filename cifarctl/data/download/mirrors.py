@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from ssl import SSLContext
@@ -32,6 +33,8 @@ _STALL_SECONDS = 5.0
 # A mirror is given up after so many connections in a row that brought nothing.
 _BARREN_CONNECTIONS = 2
 _PAUSE_SECONDS = 1.0
+_LISTEN_SECONDS = 0.25
+_REPORT_SECONDS = 0.1
 # Both archives have 170 MB: a server that claims or sends more than this has something else.
 _MAX_BYTES = 1 << 30
 # The data file is a little larger than the archive: 184.8 MB of 170.5 MB.
@@ -87,6 +90,18 @@ def fetch(
 
 
 @dataclass
+class _Round:
+    """One competition. joined: when the last contestant did. won: when the winner had won."""
+
+    waiting: deque[Mirror]
+    live: dict[Connection, Contestant] = field(default_factory=dict)
+    queue: "Queue[tuple[Connection, Message]]" = field(default_factory=lambda: Queue(maxsize=64))
+    winner: Contestant | None = None
+    joined: float = 0.0
+    won: float = 0.0
+
+
+@dataclass
 class _Competition:
     """mirrors: those that are still in. given: who gave the bytes in `partial`, and how many.
 
@@ -112,55 +127,29 @@ class _Competition:
 
     def hold_round(self, context: SSLContext) -> Iterator[Chosen | Progress | Failed]:
         """Start the best few, keep the fastest, and take its bytes until the file is complete or it fails."""
-        queue: Queue[tuple[Connection, Message]] = Queue(maxsize=64)
-        waiting = deque(self._line_up())
-        live: dict[Connection, Contestant] = {}
-        winner: Contestant | None = None
-        before, joined, reported, chosen = self.partial.size, 0.0, 0.0, 0.0
+        before, reported = self.partial.size, 0.0
+        race = _Round(waiting=deque(self._line_up()))
         try:
-            while live or (waiting and winner is None):
-                now = time.monotonic()
-                if winner is None:
-                    while waiting and (len(live) < _WIDTH or now - joined >= _JOIN_SECONDS):
-                        mirror, joined = waiting.popleft(), now
-                        place = self.partial.size
-                        connection = Connection(mirror.url, place, context, queue)
-                        live[connection] = Contestant(mirror, connection, place, place, now, now)
-                    if winner := self._winner(list(live.values()), now - joined, final=not waiting):
-                        for loser in live.values():
-                            loser.mirror.speed = loser.mean_speed(now)
-                            if loser is not winner:
-                                loser.connection.stop()
-                        live, chosen = {winner.connection: winner}, now
+            while race.live or (race.waiting and race.winner is None):
+                if race.winner is None:
+                    self._admit(race, context, time.monotonic())
+                if (winner := race.winner) and winner.chunks:
+                    if winner.position - winner.base == winner.received:  # its first ones
                         yield Chosen(winner.mirror.url, self.partial.size)
-                        self._keep(winner)
+                    self._keep(winner)
                 if winner and winner.ended:
                     self.total = self.partial.size if self.total is None else self.total
                     return
-                try:
-                    connection, message = queue.get(timeout=0.25)
-                except Empty:
-                    pass
-                else:
-                    if (speaker := live.get(connection)) and (broken := self._hear(speaker, message)):
-                        del live[connection]
-                        yield self._leave(speaker, broken, rivals=list(live.values()))
-                    elif winner and speaker is winner:
-                        self._keep(winner)
+                yield from self._listen(race)
                 now = time.monotonic()
-                for silent in [c for c in live.values() if c.opened and now - c.heard > _STALL_SECONDS]:
-                    silent.connection.stop()
-                    del live[silent.connection]
-                    broken = Broken(f"it has sent nothing for {_STALL_SECONDS:.0f} seconds", final=False)
-                    yield self._leave(silent, broken, rivals=list(live.values()))
-                if live and now - reported > 0.1:
+                if race.live and now - reported > _REPORT_SECONDS:
                     reported = now
-                    leader = max(live.values(), key=lambda contestant: contestant.position)
+                    leader = max(race.live.values(), key=lambda contestant: contestant.position)
                     yield Progress(leader.mirror.url, leader.position, self.total or 0, leader.recent_speed(now))
-                if winner and now - chosen > _STALL_SECONDS and self._is_slow(winner, now):
+                if winner and now - race.won > _STALL_SECONDS and self._is_slow(winner, now):
                     return
         finally:
-            for contestant in live.values():
+            for contestant in race.live.values():
                 contestant.connection.stop()
         if self.partial.size == before and self.mirrors:
             time.sleep(_PAUSE_SECONDS)
@@ -192,6 +181,36 @@ class _Competition:
                 self._forget()
             return [mirror]
         return sorted(self.mirrors, key=lambda mirror: (mirror.barren, -mirror.speed))
+
+    def _admit(self, race: _Round, context: SSLContext, now: float) -> None:
+        """Start the contestants whose turn it is, and end the competition where one has won."""
+        while race.waiting and (len(race.live) < _WIDTH or now - race.joined >= _JOIN_SECONDS):
+            mirror, place = race.waiting.popleft(), self.partial.size
+            connection = Connection(mirror.url, place, context, race.queue)
+            race.live[connection] = Contestant(mirror, connection, place, place, now, now)
+            race.joined = now
+        race.winner = self._winner(list(race.live.values()), now - race.joined, final=not race.waiting)
+        if race.winner:
+            for contestant in race.live.values():
+                contestant.mirror.speed = contestant.mean_speed(now)
+                if contestant is not race.winner:
+                    contestant.connection.stop()
+            race.live, race.won = {race.winner.connection: race.winner}, now
+
+    def _listen(self, race: _Round) -> Iterator[Failed]:
+        """Take in the next message, if one comes soon, and leave the contestants that failed or hang."""
+        broken: list[tuple[Contestant, Broken]] = []
+        with suppress(Empty):
+            connection, message = race.queue.get(timeout=_LISTEN_SECONDS)
+            if speaker := race.live.get(connection):  # not one that has lost
+                broken += [(speaker, reason)] if (reason := self._hear(speaker, message)) else []
+        now = time.monotonic()
+        silence = Broken(f"it has sent nothing for {_STALL_SECONDS:.0f} seconds", final=False)
+        broken += [(c, silence) for c in race.live.values() if c.opened and now - c.heard > _STALL_SECONDS]
+        for contestant, reason in broken:
+            contestant.connection.stop()
+            del race.live[contestant.connection]
+            yield self._leave(contestant, reason, rivals=list(race.live.values()))
 
     def _winner(self, contestants: list[Contestant], since_last: float, *, final: bool) -> Contestant | None:
         """The contestant that has won by now. final: no other one will join."""

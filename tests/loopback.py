@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ssl import SSLContext
 from urllib.parse import urlsplit
 
 _CHUNK = 1 << 16
@@ -37,8 +38,8 @@ class Mirror:
 
 
 @contextmanager
-def serving(mirrors: Mapping[str, Mirror]) -> Iterator[str]:
-    """Serve each mirror at its path. Yields the server's URL."""
+def serving(mirrors: Mapping[str, Mirror], tls: SSLContext | None = None) -> Iterator[str]:
+    """Serve each mirror at its path, over HTTPS where `tls` has a certificate. Yields the server's URL."""
     stopping = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -89,10 +90,12 @@ def serving(mirrors: Mapping[str, Mirror]) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     finally:
         stopping.set()
         server.shutdown()

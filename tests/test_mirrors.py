@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -148,10 +150,30 @@ class TestCompetition:
         wrong = installed("download", "--data-dir", tmp_path / "none", env={"CIFARCTL_MIRRORS": "ftp://x, http://y"})
         assert wrong.code == 2
         assert "CIFARCTL_MIRRORS: ftp://x" in wrong.error
+
+    def test_certificates_are_those_of_the_environment(
+        self, installed: Cifarctl, archive: SmallArchive, content: bytes, tmp_path: Path
+    ) -> None:
         certificates = {"SSL_CERT_FILE": str(tmp_path / "none.pem")}
         unread = installed(*arguments("https://127.0.0.1:1", ["/"], "0" * 64, tmp_path / "none"), env=certificates)
         assert unread.code == 1
         assert "certificates" in unread.error
+        if not (openssl := shutil.which("openssl")):
+            pytest.skip("there is no openssl to make a certificate with")
+        key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+        request = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=mirror"]
+        names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+        subprocess.run([*request, *names], check=True, capture_output=True)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, key)
+        with serving({"/good": Mirror(content)}, tls) as url:
+            unknown = installed(*arguments(url, ["/good"], archive.sha256, tmp_path / "data"))
+            known = installed(
+                *arguments(url, ["/good"], archive.sha256, tmp_path / "data"), env={"SSL_CERT_FILE": str(certificate)}
+            )
+        assert unknown.code == 1
+        assert "CERTIFICATE_VERIFY_FAILED" in unknown.error
+        assert known.code == 0, known.err
 
 
 class TestVerification:

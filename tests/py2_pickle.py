@@ -142,11 +142,11 @@ def write_archive(path: Path, per_batch: int, seed: int = 0) -> SmallArchive:
     )
 
 
-def write_members(path: Path, members: dict[str, bytes]) -> str:
-    """A .tar.gz with these files in the official folder. Returns its SHA-256."""
+def write_members(path: Path, members: dict[str, bytes], folder: str = "cifar-10-batches-py") -> str:
+    """A .tar.gz with these files in `folder`. Returns its SHA-256."""
     with tarfile.open(path, "w:gz") as tar:
         for name, data in members.items():
-            entry = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            entry = tarfile.TarInfo(f"{folder}/{name}")
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     return hashlib.sha256(path.read_bytes()).hexdigest()

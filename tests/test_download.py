@@ -1,21 +1,24 @@
 """`download`: the archive to one verified file, from wherever it comes, or one clear line."""
 
+import dataclasses
 import hashlib
 import json
 import pickle
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cifarctl.data import Source
+from cifarctl.data.archive import ARCHIVES, CIFAR10
 from cifarctl.data.batch_pickle import read_batch
 from cifarctl.errors import DataError
 
+from loopback import Mirror, serving
 from py2_pickle import CLASSES, SmallArchive, attack, batch, dumps, write_members
 from support import Cifarctl
 
@@ -52,6 +55,7 @@ def test_another_digest_than_the_expected_one_is_refused(
     assert done.code == 1
     assert archive.sha256 in done.error
     assert "--sha256" in done.err
+    assert len(done.err.splitlines()) == 2
     assert files_in(tmp_path) == []
 
 
@@ -100,58 +104,142 @@ def test_a_digest_must_look_like_one(cifarctl: Cifarctl, archive: SmallArchive, 
     assert "64 hexadecimal" in done.error
 
 
-@contextmanager
-def serving(pages: dict[str, tuple[int, bytes]]) -> Iterator[tuple[str, list[str]]]:
-    """A real HTTP server on loopback; yields its URL and the list of paths that were asked for."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            status, body = pages[self.path]
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_the_first_good_server_counts(installed: Cifarctl, archive: SmallArchive, tmp_path: Path) -> None:
-    good = archive.path.read_bytes()
-    changed = bytearray(good)
-    changed[len(changed) // 2] ^= 1
-    pages = {"/busy": (503, b""), "/page": (200, b"<html>"), "/changed": (200, bytes(changed)), "/good": (200, good)}
-    with serving(pages) as (url, asked):
-        sources = [part for name in pages for part in ("--from", url + name)]
-        done = installed("download", *sources, "--sha256", archive.sha256, "--data-dir", tmp_path, "--json")
-    assert done.code == 0, done.err
-    assert asked == list(pages)
-    assert done.json["source"] == f"{url}/good"
-    assert "/busy: the server answered 503" in done.err
-    assert "/changed: its SHA-256 is" in done.err
-    assert files_in(tmp_path) == ["cifar10.safetensors"]
-
-
 def test_when_no_server_is_good_nothing_is_left(cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path) -> None:
-    with serving({"/a": (404, b""), "/b": (200, b"no")}) as (url, _):
+    with serving({"/a": Mirror(status=404), "/b": Mirror(b"no")}) as url:
         done = cifarctl(
             "download", "--from", f"{url}/a", "--from", f"{url}/b", "--sha256", archive.sha256, "--data-dir", tmp_path
         )
     assert done.code == 1
     assert "none of 2 sources" in done.error
     assert files_in(tmp_path) == []
+
+
+class TestCopiesOfOtherTools:
+    """What is on the machine already is used, after it is verified."""
+
+    @pytest.fixture(autouse=True)
+    def _official(self, archive: SmallArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The small archive is the official one, and nothing else is on this machine."""
+        with tarfile.open(archive.path) as tar:
+            contents = {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
+        digests = {Path(name).name: f"SHA-256:{hashlib.sha256(data).hexdigest()}" for name, data in contents.items()}
+        size = archive.path.stat().st_size
+        official = dataclasses.replace(
+            CIFAR10,
+            sha256=archive.sha256,
+            size=size,
+            digests=digests,
+            urls=("http://127.0.0.1:1/cifar-10-python.tar.gz",),
+        )
+        monkeypatch.setitem(ARCHIVES, "cifar10", official)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
+
+    @pytest.fixture
+    def unpacked(self, archive: SmallArchive, tmp_path: Path) -> Path:
+        """The folder cifar-10-batches-py, as other tools unpack it."""
+        with tarfile.open(archive.path) as tar:
+            tar.extractall(tmp_path / "elsewhere", filter="data")
+        return tmp_path / "elsewhere" / "cifar-10-batches-py"
+
+    @pytest.mark.parametrize("parent", [False, True])
+    def test_an_unpacked_folder_or_its_parent(
+        self, cifarctl: Cifarctl, archive: SmallArchive, unpacked: Path, tmp_path: Path, parent: bool
+    ) -> None:
+        folder = unpacked.parent if parent else unpacked
+        done = cifarctl("download", "--from", folder, "--data-dir", tmp_path / "data", "--json")
+        assert done.code == 0, done.err
+        assert done.json["source"] == str(unpacked)
+        assert done.json["sha256"] == archive.sha256
+        test = Source(folder=tmp_path / "data", val_size=100).load("test")
+        assert np.array_equal(test.images.numpy(), archive.test_images)
+
+    def test_a_folder_with_another_file_is_refused(self, cifarctl: Cifarctl, unpacked: Path, tmp_path: Path) -> None:
+        file = unpacked / "data_batch_3"
+        data = bytearray(file.read_bytes())
+        data[5000] ^= 1
+        file.write_bytes(data)
+        done = cifarctl("download", "--from", unpacked, "--data-dir", tmp_path / "data")
+        assert done.code == 1
+        assert "data_batch_3: its SHA-256 is" in done.error
+        assert files_in(tmp_path / "data") == []
+
+    def test_a_folder_without_a_copy_says_what_it_lacks(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        done = cifarctl("download", "--from", tmp_path, "--data-dir", tmp_path / "data")
+        assert done.code == 1
+        assert "no cifar-10-batches-py and no cifar-10-python.tar.gz in this folder" in done.error
+
+    @pytest.mark.parametrize("place", ["work/data", "home/.keras/datasets", "home/data"])
+    def test_a_copy_in_a_common_place_is_found_without_the_network(
+        self, cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path, place: str
+    ) -> None:
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(archive.path, tmp_path / place / "cifar-10-python.tar.gz")
+        done = cifarctl("download", "--offline", "--data-dir", tmp_path / "cache", "--json")
+        assert done.code == 0, done.err
+        assert Path(done.json["source"]).resolve() == tmp_path / place / "cifar-10-python.tar.gz"
+
+    def test_offline_without_a_copy_asks_no_server(
+        self, cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mirror = Mirror(archive.path.read_bytes())
+        with serving({"/good": mirror}) as url:
+            monkeypatch.setenv("CIFARCTL_MIRRORS", f"{url}/good")
+            done = cifarctl("download", "--offline", "--data-dir", tmp_path / "cache")
+        assert done.code == 1
+        assert "no copy of cifar10 on this machine" in done.error
+        assert "hint: --from FILE or DIR" in done.err
+        assert mirror.offsets == []
+        assert cifarctl("download", "--offline", "--from", f"{url}/good").code == 2
+
+    def test_a_broken_copy_is_left_for_the_mirrors_that_the_environment_names(
+        self, cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "work" / "data").mkdir()
+        (tmp_path / "work" / "data" / "cifar-10-python.tar.gz").write_bytes(archive.path.read_bytes()[:1000])
+        with serving({"/good": Mirror(archive.path.read_bytes())}) as url:
+            monkeypatch.setenv("CIFARCTL_MIRRORS", f"{url}/missing,{url}/good {url}/good")
+            done = cifarctl("download", "--data-dir", tmp_path / "cache", "--json")
+        assert done.code == 0, done.err
+        assert "cifar-10-python.tar.gz: its SHA-256 is" in done.err
+        assert done.json["source"] == f"{url}/good"
+
+    def test_a_training_command_uses_a_copy_too(self, cifarctl: Cifarctl, unpacked: Path, tmp_path: Path) -> None:
+        shutil.move(unpacked, tmp_path / "work")
+        done = cifarctl(
+            "train-clf", "--arch", "mlp", "--epochs", 1, "--val-size", 100, "--data-dir", tmp_path / "cache",
+            "--out", tmp_path / "run", "--no-tensorboard",
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        assert files_in(tmp_path / "cache") == ["cifar10.safetensors"]
+
+
+def test_cifar100_is_read_by_the_same_reader(cifarctl: Cifarctl, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = {"train": rng.integers(0, 256, (300, 3, 32, 32), np.uint8)}
+    images["test"] = rng.integers(0, 256, (100, 3, 32, 32), np.uint8)
+    fine = [f"fine {i:02d}" for i in range(100)]
+    members = {"meta": dumps({"fine_label_names": fine, "coarse_label_names": [f"coarse {i}" for i in range(20)]})}
+    for name, pixels in images.items():
+        labels = [i % 100 for i in range(len(pixels))]
+        members[name] = dumps(
+            {
+                "filenames": [f"{i:06d}.png" for i in range(len(pixels))],
+                "batch_label": f"{name} batch 1 of 1",
+                "fine_labels": labels,
+                "coarse_labels": [label // 5 for label in labels],
+                "data": pixels.reshape(len(pixels), -1),
+            }
+        )
+    path = tmp_path / "cifar-100-python.tar.gz"
+    digest = write_members(path, members, folder="cifar-100-python")
+    done = cifarctl("download", "--data", "cifar100", "--from", path, "--sha256", digest, "--data-dir", tmp_path)
+    assert done.code == 0, done.err
+    test = Source("cifar100", folder=tmp_path, val_size=100).load("test")
+    assert test.classes == tuple(fine)
+    assert np.array_equal(test.images.numpy(), images["test"])
+    assert test.labels.tolist() == [i % 100 for i in range(100)]
 
 
 def test_training_offline_without_data_says_how_to_get_it(cifarctl: Cifarctl, tmp_path: Path) -> None:
@@ -223,6 +311,41 @@ class TestBatchReader:
             except DataError:
                 outcomes["error"] += 1
         assert outcomes["error"] > 0
+
+    def test_two_thousand_hostile_variants_execute_nothing_and_stay_small(self) -> None:
+        script = Path(__file__).parent / "benchmarks" / "mutated_pickles.py"
+        done = subprocess.run(
+            [sys.executable, script, "--count", "2000"], capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "commands executed: none" in done.stdout
+        assert "escaped" not in done.stdout
+
+    @pytest.mark.parametrize(
+        ("program", "reason"),
+        [
+            (b"]q\x00h\x00a.", "list in a list"),
+            (b"}q\x00U\x01ah\x00s.", "dict in a dictionary"),
+            (b"]" + b"K\x01a" * 2000 + b".", "more opcodes"),
+            (b"T\xff\xff\xff\x7f.", "in the middle of a value"),
+            (b"q\x00.", "index out of range"),
+            (b"]h\x07.", "7"),
+        ],
+    )
+    def test_what_no_batch_needs_is_refused(self, program: bytes, reason: str) -> None:
+        with pytest.raises(DataError, match=reason):
+            read_batch(b"\x80\x02" + program)
+
+    def test_a_damaged_batch_in_an_archive_is_one_line(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        members = {name: attack(f"touch {tmp_path}/ran", 2) for name in CIFAR10.members}
+        digest = write_members(tmp_path / "evil.tar.gz", members)
+        done = cifarctl(
+            "download", "--from", tmp_path / "evil.tar.gz", "--sha256", digest, "--data-dir", tmp_path / "d"
+        )
+        assert done.code == 1
+        assert "batches.meta: refused: pickle opcode" in done.error
+        assert files_in(tmp_path / "d") == []
+        assert not (tmp_path / "ran").exists()
 
     def test_a_shape_that_does_not_fit_the_bytes_is_an_error(self) -> None:
         data = dumps({"data": np.zeros((2, 8), np.uint8)}).replace(b"K\x02K\x08\x86", b"K\xffK\xff\x86")

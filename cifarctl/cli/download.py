@@ -1,20 +1,18 @@
 """`cifarctl download`, and the download that other commands start when data is missing."""
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output
+from cifarctl.cli.transfer import follow
 from cifarctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from cifarctl.data import Source
     from cifarctl.data.archive import Archive
-    from cifarctl.data.download import Installed
 
 
 def download(
@@ -26,8 +24,9 @@ def download(
         list[str] | None,
         typer.Option(
             "--from",
-            metavar="URL|FILE",
-            help="Take the archive from here instead of the known mirrors. Several are tried in order.",
+            metavar="URL|FILE|DIR",
+            help="Take the archive from here instead of the known mirrors, more of which CIFARCTL_MIRRORS may name. "
+            "Several URLs compete. A DIR holds the archive, or is its unpacked folder or that folder's parent.",
             rich_help_panel=opt.DATA_PANEL,
         ),
     ] = None,
@@ -42,18 +41,26 @@ def download(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the data file if there is one.", rich_help_panel=opt.DATA_PANEL)
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", help="Never touch the network: use a copy on this machine.", rich_help_panel=opt.DATA_PANEL
+        ),
+    ] = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Download and verify a data set, into one file that opens in milliseconds.
 
-    The archive's SHA-256 is checked before anything in it is read, and nothing is extracted.
+    Copies that other tools have left in the usual places are used first. Then the mirrors compete, and what was
+    interrupted goes on where it stopped. The SHA-256 is checked before anything is read, and nothing is extracted.
 
     Examples: [cyan]cifarctl download[/cyan], [cyan]cifarctl download --from cifar-10-python.tar.gz[/cyan]
     """
     from cifarctl.data import Source
     from cifarctl.data.archive import ARCHIVES
     from cifarctl.data.cache import archive_digest
+    from cifarctl.data.download import Installed, common_places, install, is_url
 
     archive = ARCHIVES[data]
     wanted = (sha256 or archive.sha256).lower()
@@ -61,6 +68,8 @@ def download(
         raise UsageError(f"--sha256 {sha256}: not 64 hexadecimal digits")
     if sha256 and not source:
         raise UsageError("--sha256: there is no --from whose digest it could be")
+    if offline and source and all(is_url(each) for each in source):
+        raise UsageError("--offline: --from names URLs only", hint="--from FILE or DIR")
     output = Output(json=json, quiet=quiet)
     path = Source(data, folder=data_dir).path
     result: dict[str, Any] = {"data": data, "path": str(path)}
@@ -76,15 +85,21 @@ def download(
         )
         output.result(result, lambda: f"{path} is there already{note}")
         return
-    installed = _install(archive, source or archive.urls, wanted, path, output)
+    sources = [each for each in source or _mirrors(archive) if not (offline and is_url(each))]
+    places = () if source else common_places(path.parent)
+    event = follow(install(archive, sources, wanted, path, places=places, replace=force), archive.name, output)
+    if not isinstance(event, Installed):
+        result |= {"downloaded": False, "sha256": event.sha256}
+        output.result(result, lambda: f"{path}: ready, made by another process")
+        return
     result |= {
         "downloaded": True,
-        "source": installed.source,
-        "bytes": installed.size,
-        "seconds": round(installed.seconds, 2),
-        "sha256": installed.sha256,
+        "source": event.source,
+        "bytes": event.size,
+        "seconds": round(event.seconds, 2),
+        "sha256": event.sha256,
     }
-    output.result(result, lambda: f"{path}: ready, {installed.size:,} bytes from {installed.source}, verified")
+    output.result(result, lambda: f"{path}: ready, {event.size:,} bytes from {event.source}, verified")
 
 
 def ensure_data(source: "Source", output: Output, *, offline: bool) -> None:
@@ -97,36 +112,15 @@ def ensure_data(source: "Source", output: Output, *, offline: bool) -> None:
         return
     if offline:
         raise DataError(f"{source.path}: no such file, and --offline", hint=f"cifarctl download --data {source.name}")
-    output.status(f"{source.name} is not in {source.path.parent}: downloading it")
+    from cifarctl.data.download import common_places, install
+
+    output.status(f"{source.name} is not in {source.path.parent}: getting it")
     archive = ARCHIVES[source.name]
-    _install(archive, archive.urls, archive.sha256, source.path, output)
+    places = common_places(source.path.parent)
+    follow(install(archive, _mirrors(archive), archive.sha256, source.path, places=places), archive.name, output)
 
 
-def _install(archive: "Archive", sources: Sequence[str], sha256: str, path: Path, output: Output) -> "Installed":
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def _mirrors(archive: "Archive") -> list[str]:
+    from cifarctl.data.download import mirrors_from_environment
 
-    from cifarctl.data.download import Failed, Installed, Progress, install
-
-    with output.progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    ) as bar:
-        task = bar.add_task("", total=None)
-        announced = ""
-        for event in install(archive, sources, sha256, path):
-            match event:
-                case Progress():
-                    if announced != event.source:
-                        announced = event.source
-                        output.status(f"Downloading {event.source}")
-                        bar.reset(task, description=archive.name)
-                    bar.update(task, completed=event.received, total=event.total or None)
-                case Failed():
-                    if len(sources) > 1:
-                        output.status(f"Gave up on a source: {event.reason}")
-                case Installed():
-                    return event
-    raise AssertionError("install ends with Installed or an exception")
+    return [*mirrors_from_environment(), *archive.urls]

@@ -4,10 +4,14 @@ The official archives hold Python-2 pickles (protocol 2): a dictionary of string
 uint8 array. A pickle is a program for a stack machine, and a general unpickler runs whatever program it is given.
 This one interprets the two dozen opcodes that those files use; the only "callables" it knows are three names that stand
 for NumPy's array, and they are placeholders here: nothing is imported or called.
+
+Memory follows the file's size and not what the file says: a length is compared with the bytes that are there, an array
+is a view of them, and the number of opcodes is limited by the number of images that so many bytes can hold.
 """
 
 import math
 import pickletools
+import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,9 +21,20 @@ from numpy.typing import NDArray
 from cifarctl.errors import DataError
 
 _MARK: Final = object()
-_PLAIN: Final = {"BININT", "BININT1", "BININT2", "SHORT_BINSTRING", "BINSTRING"}
-_CONSTANTS: Final[dict[str, Any]] = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True}
-_TUPLES: Final = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_INTEGERS: Final = {b"K": struct.Struct("<B"), b"M": struct.Struct("<H"), b"J": struct.Struct("<i")}
+_LENGTHS: Final = {b"U": struct.Struct("<B"), b"T": struct.Struct("<i")}
+_PUTS: Final = {b"q": struct.Struct("<B"), b"r": struct.Struct("<I")}
+_GETS: Final = {b"h": struct.Struct("<B"), b"j": struct.Struct("<I")}
+_CONSTANTS: Final[dict[bytes, Any]] = {b"N": None, b"\x89": False, b"\x88": True}
+_TUPLES: Final = {b")": 0, b"\x85": 1, b"\x86": 2, b"\x87": 3}
+
+# An image takes four opcodes (two labels, a name and its memo) beside its 3072 bytes of pixels: one in 400 bytes is
+# twice that. An empty list or dictionary is one byte in the file and 60 in memory, so that this is the limit on memory.
+_OPCODES: Final = 2000
+_BYTES_PER_OPCODE: Final = 400
+# Longer text is the contents of an array. It stays a view, since a text can be repeated by two bytes of the file.
+_MAX_TEXT: Final = 4096
+_MAX_NAME: Final = 200
 
 
 @dataclass(frozen=True)
@@ -49,25 +64,19 @@ def read_batch(data: bytes) -> dict[str, Any]:
     """Decode one batch file.
 
     Returns its dictionary: strings (decoded as Latin-1, which keeps every byte), integers, lists of those, and
-    arrays as NumPy uint8 (rows, columns). Raises DataError on anything else, at the first opcode that is not expected.
+    arrays as NumPy uint8 (rows, columns), read-only views of `data`. Raises DataError on anything else, at the first
+    opcode that is not expected.
     """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    position = 0
+    machine = _Machine(data)
     try:
-        for opcode, argument, offset in pickletools.genops(data):
-            position = offset or 0
-            if opcode.name == "STOP":
-                break
-            _step(opcode.name, argument, stack, memo)
-        result = stack.pop()
+        result = machine.run()
     except DataError as error:
-        raise DataError(f"{error} at byte {position}") from None
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        # genops raises ValueError on truncation, and a stack machine fed nonsense fails in the other ways.
+        raise DataError(f"{error} at byte {machine.position}") from None
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        # A stack machine fed nonsense: an empty stack, a memo that is not there, a tuple of another length.
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        raise DataError(f"damaged batch: {reason} at byte {position}") from None
-    if stack or not isinstance(result, dict):
+        raise DataError(f"damaged batch: {reason} at byte {machine.position}") from None
+    if type(result) is not dict:
         raise DataError("damaged batch: it is not one dictionary")
     return {key: _finished(value) for key, value in result.items()}
 
@@ -80,52 +89,123 @@ def _finished(value: Any) -> Any:
     return value.values
 
 
-def _step(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
-    """Execute one opcode on `stack`."""
-    if name in _PLAIN:
-        stack.append(argument)
-    elif name in _CONSTANTS:
-        stack.append(_CONSTANTS[name])
-    elif name in _TUPLES:
-        size = _TUPLES[name]
-        if size > len(stack):
-            raise DataError("damaged batch: stack underflow")
-        stack[len(stack) - size :] = [tuple(stack[len(stack) - size :])]
-    elif name == "TUPLE":
-        stack.append(tuple(_pop_to_mark(stack)))
-    elif name == "MARK":
-        stack.append(_MARK)
-    elif name == "EMPTY_LIST":
-        stack.append([])
-    elif name == "EMPTY_DICT":
-        stack.append({})
-    elif name in ("APPEND", "APPENDS"):
-        items = _pop_to_mark(stack) if name == "APPENDS" else [stack.pop()]
-        _expect(stack[-1], list).extend(items)
-    elif name in ("SETITEM", "SETITEMS"):
-        items = _pop_to_mark(stack) if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-        target = _expect(stack[-1], dict)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_expect(key, str)] = value
-    elif name in ("BINPUT", "LONG_BINPUT"):
-        memo[argument] = stack[-1]
-    elif name in ("BINGET", "LONG_BINGET"):
-        stack.append(memo[argument])
-    elif name == "GLOBAL":
-        if argument not in _GLOBALS:
-            raise DataError(f"refused: the batch names {argument[:60]!r}, which is no part of a NumPy array")
-        stack.append(_GLOBALS[argument])
-    elif name == "REDUCE":
-        arguments, function = _expect(stack.pop(), tuple), stack.pop()
-        stack.append(_announce(function, arguments))
-    elif name == "BUILD":
-        state = _expect(stack.pop(), tuple)
-        if isinstance(stack[-1], _Array):
-            stack[-1].values = _array(state)
-        else:  # a uint8 dtype's state says only that it has no byte order
-            _expect(stack[-1], _DType)
-    elif name != "PROTO":
-        raise DataError(f"refused: pickle opcode {name}, which no CIFAR batch uses")
+class _Machine:
+    """The stack machine: what it has read of `data`, and the values on its stack and in its memo."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.view = data, memoryview(data)
+        self.next = 0  # the first byte that is not read yet
+        self.position = 0  # of the opcode that is executed
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        """The one value that is on the stack at STOP."""
+        for _ in range(_OPCODES + len(self.data) // _BYTES_PER_OPCODE):
+            self.position = self.next
+            opcode = bytes(self._take(1))
+            if opcode == b".":
+                (result,) = self.stack
+                return result
+            self._step(opcode)
+        raise DataError("refused: more opcodes than the images of a batch need")
+
+    def _step(self, opcode: bytes) -> None:
+        stack = self.stack
+        if opcode in _INTEGERS:
+            stack.append(self._number(_INTEGERS[opcode]))
+        elif opcode in _LENGTHS:
+            stack.append(self._text(self._number(_LENGTHS[opcode])))
+        elif opcode in _PUTS:
+            self.memo[self._number(_PUTS[opcode])] = stack[-1]
+        elif opcode in _GETS:
+            stack.append(self.memo[self._number(_GETS[opcode])])
+        elif opcode in _CONSTANTS:
+            stack.append(_CONSTANTS[opcode])
+        elif opcode in _TUPLES:
+            first = len(stack) - _TUPLES[opcode]
+            if first < 0:
+                raise DataError("damaged batch: stack underflow")
+            stack[first:] = [tuple(stack[first:])]
+        elif opcode == b"t":  # TUPLE
+            stack.append(tuple(self._pop_to_mark()))
+        elif opcode == b"(":  # MARK
+            stack.append(_MARK)
+        elif opcode == b"]":  # EMPTY_LIST
+            stack.append([])
+        elif opcode == b"}":  # EMPTY_DICT
+            stack.append({})
+        elif opcode in (b"a", b"e"):  # APPEND, APPENDS
+            items = self._pop_to_mark() if opcode == b"e" else [stack.pop()]
+            _extend(_expect(stack[-1], list), items)
+        elif opcode in (b"s", b"u"):  # SETITEM, SETITEMS
+            items = self._pop_to_mark() if opcode == b"u" else [stack.pop(-2), stack.pop()]
+            _update(_expect(stack[-1], dict), items)
+        elif opcode == b"c":  # GLOBAL
+            stack.append(self._global())
+        elif opcode == b"R":  # REDUCE
+            arguments, function = _expect(stack.pop(), tuple), stack.pop()
+            stack.append(_announce(function, arguments))
+        elif opcode == b"b":  # BUILD
+            state = _expect(stack.pop(), tuple)
+            if isinstance(stack[-1], _Array):
+                stack[-1].values = _array(state)
+            else:  # a uint8 dtype's state says only that it has no byte order
+                _expect(stack[-1], _DType)
+        elif opcode == b"\x80":  # PROTO
+            self._take(1)
+        else:
+            names = (known.name for known in pickletools.opcodes if known.code == opcode.decode("latin-1"))
+            raise DataError(f"refused: pickle opcode {next(names, opcode)!s}, which no CIFAR batch uses")
+
+    def _take(self, size: int) -> memoryview:
+        if not 0 <= size <= len(self.data) - self.next:
+            raise DataError("damaged batch: it ends in the middle of a value")
+        self.next += size
+        return self.view[self.next - size : self.next]
+
+    def _number(self, layout: struct.Struct) -> int:
+        number: int = layout.unpack(self._take(layout.size))[0]
+        return number
+
+    def _text(self, length: int) -> str | memoryview:
+        raw = self._take(length)
+        return str(raw, "latin-1") if length <= _MAX_TEXT else raw
+
+    def _global(self) -> _Global:
+        """The name that GLOBAL's two lines, module and attribute, spell."""
+        lines = self.data[self.next : self.next + _MAX_NAME].split(b"\n", 2)
+        if len(lines) < 3:
+            raise DataError("damaged batch: a name without an end")
+        module, attribute, _ = lines
+        self._take(len(module) + len(attribute) + 2)
+        name = f"{module.decode('latin-1')} {attribute.decode('latin-1')}"
+        if name not in _GLOBALS:
+            raise DataError(f"refused: the batch names {name[:60]!r}, which is no part of a NumPy array")
+        return _GLOBALS[name]
+
+    def _pop_to_mark(self) -> list[Any]:
+        for index in range(len(self.stack) - 1, -1, -1):
+            if self.stack[index] is _MARK:
+                items = self.stack[index + 1 :]
+                del self.stack[index:]
+                return items
+        raise DataError("damaged batch: no mark on the stack")
+
+
+def _extend(target: list[str | int], items: list[Any]) -> None:
+    """Append labels or names. A list in a list is refused, so that none can hold itself or double at every opcode."""
+    for item in items:
+        if type(item) is not int and type(item) is not str:
+            raise DataError(f"refused: {type(item).__name__} in a list, which no CIFAR batch has")
+    target.extend(items)
+
+
+def _update(target: dict[str, Any], items: list[Any]) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if type(value) not in (str, int, bool, type(None), list, _Array):
+            raise DataError(f"refused: {type(value).__name__} in a dictionary, which no CIFAR batch has")
+        target[_expect(key, str)] = value
 
 
 def _announce(function: Any, arguments: tuple[Any, ...]) -> _Array | _DType:
@@ -141,19 +221,10 @@ def _array(state: tuple[Any, ...]) -> NDArray[np.uint8]:
     version, shape, dtype, fortran, text = state
     rows, columns = (_expect(n, int) for n in _expect(shape, tuple))
     _expect(dtype, _DType)
-    raw = _expect(text, str).encode("latin-1")
+    raw = text if type(text) is memoryview else _expect(text, str).encode("latin-1")
     if version != 1 or min(rows, columns) < 0 or math.prod((rows, columns)) != len(raw):
         raise DataError(f"damaged batch: an array of shape {rows}×{columns} with {len(raw)} bytes")
-    return np.frombuffer(raw, np.uint8).reshape(rows, columns, order="F" if fortran else "C")
-
-
-def _pop_to_mark(stack: list[Any]) -> list[Any]:
-    for index in range(len(stack) - 1, -1, -1):
-        if stack[index] is _MARK:
-            items = stack[index + 1 :]
-            del stack[index:]
-            return items
-    raise DataError("damaged batch: no mark on the stack")
+    return np.frombuffer(raw, np.uint8).reshape(rows, columns, order="F" if fortran is True else "C")
 
 
 def _expect(value: Any, kind: type) -> Any:

@@ -1,0 +1,72 @@
+"""How a download looks: a bar on a terminal, and a line every few seconds anywhere else."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cifarctl.cli.output import Output
+
+if TYPE_CHECKING:
+    from cifarctl.data.download import Event, Installed, Present, Progress
+
+_SECONDS_PER_LINE = 5.0
+
+
+def follow(events: "Iterator[Event]", name: str, output: Output) -> "Installed | Present":
+    """Show `events` of the download of the data set `name` as they come. Returns the last one."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn
+
+    from cifarctl.data.download import Chosen, Failed, Installed, Present, Progress, Waiting
+
+    with output.progress(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[pace]}")
+    ) as bar:
+        task = bar.add_task(name, total=None, pace="")
+        last_line, failure, said = time.monotonic(), "", set[str]()
+        for event in events:
+            if failure and failure not in said:  # and only when something follows it: the error says the last one
+                output.status(failure)
+                said.add(failure)
+            failure = ""
+            match event:
+                case Waiting():
+                    output.status(f"Another process makes {event.path}: waiting for it")
+                case Chosen():
+                    there = f", from {_megabytes(event.received)} on" if event.received else ""
+                    output.status(f"Downloading {event.source}{there}")
+                case Progress():
+                    pace = f"{_pace(event)}, {_host(event.source)}"
+                    bar.update(task, completed=event.received, total=event.total or None, pace=pace)
+                    if not output.redraws and time.monotonic() - last_line >= _SECONDS_PER_LINE:
+                        last_line = time.monotonic()
+                        output.status(f"{name}: {_portion(event)}, {pace}")
+                case Failed():
+                    failure = f"Left {event.source}: {event.reason}"
+                case Installed() | Present():
+                    return event
+    raise AssertionError("a download ends with Installed, Present or an exception")
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _portion(event: "Progress") -> str:
+    if not event.total:
+        return _megabytes(event.received)
+    return f"{100 * event.received // event.total} % of {_megabytes(event.total)}"
+
+
+def _pace(event: "Progress") -> str:
+    """Speed, and the time that is left at this speed."""
+    speed = f"{event.speed / 1e6:.2f} MB/s"
+    if not event.total or event.speed < 1:
+        return speed
+    seconds = round((event.total - event.received) / event.speed)
+    left = f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
+    return f"{speed}, {left} left"
+
+
+def _host(source: str) -> str:
+    return urlsplit(source).hostname or source

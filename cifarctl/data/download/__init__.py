@@ -1,0 +1,20 @@
+"""From mirrors, files and folders to one verified data file. Yields what happens and prints nothing."""
+
+from cifarctl.data.download.events import Chosen, Event, Failed, Installed, Present, Progress, Waiting
+from cifarctl.data.download.install import install
+from cifarctl.data.download.local import common_places
+from cifarctl.data.download.mirrors import is_url, mirrors_from_environment
+
+__all__ = [
+    "Chosen",
+    "Event",
+    "Failed",
+    "Installed",
+    "Present",
+    "Progress",
+    "Waiting",
+    "common_places",
+    "install",
+    "is_url",
+    "mirrors_from_environment",
+]

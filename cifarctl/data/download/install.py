@@ -1,0 +1,203 @@
+"""From wherever the archive is to the data file: one process at a time, verified, and nothing else left behind."""
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cifarctl.data.archive import Archive, read_archive, read_batches, sha256_of
+from cifarctl.data.cache import archive_digest, write_cache
+from cifarctl.data.dataset import Dataset
+from cifarctl.data.download.events import Event, Failed, Installed, Present, Waiting
+from cifarctl.data.download.local import find_in
+from cifarctl.data.download.mirrors import fetch, is_url
+from cifarctl.data.download.partial import Partial
+from cifarctl.errors import DataError, DownloadError
+
+_Found = tuple[str, int, Dataset, Dataset]  # source, size in bytes, train, test
+
+
+def install(
+    archive: Archive,
+    sources: Sequence[str],
+    sha256: str,
+    path: Path,
+    *,
+    places: Sequence[Path] = (),
+    replace: bool = False,
+) -> Iterator[Event]:
+    """Make the data file `path` from the archive whose SHA-256 is `sha256`.
+
+    sources: URLs, which compete, and files and folders, which are tried first. places: folders where a copy may lie;
+    what is wrong there is no failure. replace: a data file that is there is replaced.
+
+    The last event is Installed, or Present where another process has made the file meanwhile. Bytes that do not verify
+    are dropped unread. Raises DataError where the only source is no such archive or the folder cannot be written,
+    DownloadError where none of several sources is, OSError where the disk fails.
+    """
+    started = time.perf_counter()
+    before = _identity(path)
+    lock = _lock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield Waiting(path)
+            lock.acquire(poll_interval=0.2)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: the data folder cannot be written: {error.strerror}",
+            hint="--data-dir DIR names another one",
+        ) from None
+    try:
+        if path.exists() and (not replace or _identity(path) != before):
+            found = archive_digest(path)
+            if found == sha256:
+                yield Present(path, found)
+                return
+            if not replace:
+                raise DataError(f"{path}: another process has made it, from the archive with SHA-256 {found}")
+        # What a killed process left. Nobody else writes this data file while the lock is held.
+        for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+            leftover.unlink(missing_ok=True)
+        source, size = yield from _make(archive, sources, sha256, path, places)
+        yield Installed(path, source, size, sha256, time.perf_counter() - started)
+    finally:
+        # Removed while it is held: who waits for it finds that its file is gone, and begins again.
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    """The lock of the data file `path`, not taken yet. Raises DataError where its folder cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: the data folder cannot be made: {error.strerror}", hint="--data-dir DIR names another one"
+        ) from None
+    # Other users of the folder must be able to open it too, to wait for it.
+    return FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
+
+
+def _make(
+    archive: Archive, sources: Sequence[str], sha256: str, path: Path, places: Sequence[Path]
+) -> Generator[Event, None, tuple[str, int]]:
+    """Write the data file. Returns the source and its size in bytes."""
+    partial = Partial(path, sha256)
+    failures: list[Failed] = []
+    try:
+        found = yield from _read_local(archive, sources, sha256, places, failures)
+        urls = [source for source in sources if is_url(source)]
+        if found is None and urls:
+            found = yield from _read_mirrors(archive, urls, sha256, partial, failures)
+        if found is None:
+            raise _explain(archive, sources, failures, partial)
+        source, size, train, test = found
+        write_cache(path, train, test, sha256)
+        partial.discard()
+    except OSError:  # a disk that is full, or fails: it is left as it was
+        with suppress(OSError):
+            partial.discard()
+        raise
+    finally:
+        partial.close()
+    return source, size
+
+
+def _read_local(
+    archive: Archive, sources: Sequence[str], sha256: str, places: Sequence[Path], failures: list[Failed]
+) -> Generator[Failed, None, _Found | None]:
+    """The first copy among the files, folders and places that verifies. Adds the sources that failed to `failures`."""
+    for source in sources:
+        if is_url(source):
+            continue
+        copies = list(find_in(archive, Path(source))) if Path(source).is_dir() else [Path(source)]
+        if not copies:
+            names = f"{archive.folder} and no {archive.file_names[0]}"
+            failures.append(Failed(source, f"no {names} in this folder"))
+            yield failures[-1]
+        for copy in copies:
+            try:
+                return _read_copy(archive, copy, sha256)
+            except DataError as error:
+                failures.append(Failed(str(copy), str(error).removeprefix(f"{copy}: ")))
+                yield failures[-1]
+    for place in places:
+        for copy in find_in(archive, place):
+            try:
+                return _read_copy(archive, copy, sha256)
+            except DataError as error:
+                yield Failed(str(copy), str(error).removeprefix(f"{copy}: "))
+    return None
+
+
+def _read_copy(archive: Archive, copy: Path, sha256: str) -> _Found:
+    """Read an archive or an unpacked folder, after verifying it. Raises DataError."""
+    if copy.is_dir():
+        if sha256 != archive.sha256:
+            raise DataError(f"{copy}: an unpacked folder, which has no SHA-256: only the official one can be verified")
+        size = sum((copy / member).stat().st_size for member in archive.members)
+        return str(copy), size, *read_batches(archive, copy)
+    try:
+        found, size = sha256_of(copy), copy.stat().st_size
+    except OSError as error:
+        raise DataError(f"{copy}: {error.strerror}") from None
+    if found != sha256:
+        raise DataError(f"{copy}: its SHA-256 is {found}, expected {sha256}")
+    return str(copy), size, *read_archive(archive, copy)
+
+
+def _read_mirrors(
+    archive: Archive, urls: Sequence[str], sha256: str, partial: Partial, failures: list[Failed]
+) -> Generator[Event, None, _Found | None]:
+    """Fetch the archive and read it. Adds the mirrors that failed to `failures`."""
+    source = None
+    for_all = fetch(urls, partial, sha256, archive.size if sha256 == archive.sha256 else None)
+    while True:
+        try:
+            event = next(for_all)
+        except StopIteration as end:
+            source = end.value
+            break
+        if isinstance(event, Failed):
+            failures.append(event)
+        yield event
+    if source is None:
+        return None
+    try:
+        return source, partial.size, *read_archive(archive, partial.path)
+    except DataError as error:  # it has the digest that was asked for, and is something else all the same
+        partial.discard()
+        raise DataError(str(error).replace(str(partial.path), source)) from None
+
+
+def _explain(archive: Archive, sources: Sequence[str], failures: list[Failed], partial: Partial) -> DataError:
+    """The error for the case that no source gave the archive."""
+    hint = "--from URL, FILE or DIR names another source"
+    if partial.size:
+        hint = f"{partial.size / 1e6:,.1f} MB are kept: the same command goes on there"
+    if not failures:
+        return DownloadError(
+            f"no copy of {archive.name} on this machine, and --offline", hint="--from FILE or DIR names one"
+        )
+    last = f"{failures[-1].source}: {failures[-1].reason}"
+    if len(sources) > 1:
+        return DownloadError(
+            f"none of {len(sources)} sources gave the {archive.name} archive; the last: {last}", hint=hint
+        )
+    if Path(sources[0]).is_file() and "SHA-256" in last:
+        hint = "if you trust this file, name its digest with --sha256"
+    return DataError(last, hint=hint)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What changes when the file is replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns

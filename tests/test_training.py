@@ -26,7 +26,7 @@ from cifarctl.training.objectives import Classification, FrozenLatents
 from cifarctl.training.optim import build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
 from cifarctl.training.recipes import Recipe
 
-from support import Cifarctl, command
+from support import Cifarctl, Result, command
 
 CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 1000, "--batch-size", 250, "--epochs", 2)
 AUTOENCODER = ("train-ae", "--data", "synthetic", "--limit", 1000, "--arch", "conv2", "--epochs", 2)
@@ -51,23 +51,23 @@ def wait_for_line(process: "subprocess.Popen[str]", prefix: str) -> None:
     raise AssertionError(f"the process ended before it printed {prefix!r}")
 
 
-def on_a_terminal(*arguments: object, env: dict[str, str]) -> "tuple[str, subprocess.Popen[str]]":
-    """Run the command with a pseudo-terminal for stderr. Returns what that showed, and the finished process."""
+def on_a_terminal(*arguments: object, env: dict[str, str]) -> Result:
+    """Run the command with a pseudo-terminal for stderr. The result's `err` is what the terminal showed."""
     terminal, end = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
     environment = {**inherited, "TERM": "xterm-256color", **env}
-    process = subprocess.Popen(
-        [command(), *map(str, arguments)], stdout=subprocess.PIPE, stderr=end, text=True, env=environment
-    )
-    os.close(end)
     shown = b""
-    # Reading fails with EIO once the other end is closed.
-    with contextlib.suppress(OSError):
-        while chunk := os.read(terminal, 65536):
-            shown += chunk
+    with subprocess.Popen(
+        [command(), *map(str, arguments)], stdout=subprocess.PIPE, stderr=end, text=True, env=environment
+    ) as process:
+        os.close(end)
+        # Reading fails with EIO once the other end is closed.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(terminal, 65536):
+                shown += chunk
+        out, _ = process.communicate(timeout=60)
     os.close(terminal)
-    process.wait(timeout=60)
-    return shown.decode(), process
+    return Result(process.returncode, out, shown.decode())
 
 
 class TestRunFolder:
@@ -239,12 +239,12 @@ class TestSpeech:
     def test_a_terminal_gets_a_bar_unless_it_asks_for_none(
         self, tmp_path: Path, environment: dict[str, str], drawn: bool
     ) -> None:
-        seen, process = on_a_terminal(*CLASSIFIER, "--out", tmp_path / "run", env=environment)
-        assert process.returncode == 0
-        assert ("\x1b" in seen) == drawn
-        assert "epoch 2/2" in seen
-        assert process.stdout is not None
-        assert "accuracy" in process.stdout.read()
+        done = on_a_terminal(*CLASSIFIER, "--out", tmp_path / "run", env=environment)
+        assert done.code == 0
+        assert ("\x1b" in done.err) == drawn
+        assert "epoch 2/2" in done.err
+        assert "accuracy" in done.out
+        assert "\x1b" not in done.out
 
     def test_quiet_says_nothing(self, installed: Cifarctl, tmp_path: Path) -> None:
         done = installed(*ONE_STEP, "--out", tmp_path / "run", "--quiet", "--json")

@@ -45,7 +45,7 @@ def curves(history: Sequence[Mapping[str, float]], metric: str) -> Figure:
     label = "accuracy" if metric == "accuracy" else "PSNR (dB)"
     metric_axes.set(xlabel="epoch", ylabel=label, title=f"Validation: best {shown}, epoch {epochs[best]}")
     if metric == "accuracy":
-        metric_axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        metric_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     metric_axes.grid(alpha=0.25)
     for axes in (loss_axes, metric_axes):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -144,7 +144,7 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
     confidence, predicted = probabilities.max(1)
     wrong = (predicted != labels).nonzero().flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:count].tolist()
-    columns = 10 if len(worst) > 10 else max(len(worst), 1)
+    columns = 10 if len(worst) > 10 else max(len(worst), 5)  # fewer would cut the title off
     rows = max(-(-len(worst) // columns), 1)
     figure = Figure(figsize=(1.25 * columns + 0.4, 1.75 * rows + 0.5), layout="constrained")
     figure.suptitle(f"Most confident of {len(wrong):,} mistakes: true class above, prediction below", fontsize=10)

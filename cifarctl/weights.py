@@ -17,7 +17,7 @@ from torch import Tensor
 
 import cifarctl
 from cifarctl import models
-from cifarctl.errors import WeightsError
+from cifarctl.errors import UsageError, WeightsError
 from cifarctl.files import atomic_path
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
@@ -74,12 +74,15 @@ def resolve(reference: Path | None, kind: models.Kind) -> Path:
     """The weights file that a user means: a `.safetensors` file, a run's folder, or None for the pretrained model of
     `kind`.
 
-    Raises WeightsError where there is none.
+    Raises WeightsError where there is none, UsageError where no pretrained one comes with this version.
     """
     if reference is None:
         path = _PRETRAINED / f"{kind}.safetensors"
         if not path.is_file():
-            raise WeightsError(f"no pretrained {kind} comes with this version", hint=f"{_COMMANDS[kind]}, then -m RUN")
+            raise UsageError(
+                f"--model: no pretrained {kind} comes with this version, so name one",
+                hint=f"{_COMMANDS[kind]}, then -m RUN",
+            )
         return path
     if reference.is_dir():
         path = reference / "model.safetensors"
@@ -87,7 +90,7 @@ def resolve(reference: Path | None, kind: models.Kind) -> Path:
             raise WeightsError(f"{reference}: a folder without model.safetensors, so no finished run")
         return path
     if not reference.exists():
-        raise WeightsError(f"{reference}: no such file", hint="-m takes a .safetensors file or a run's folder")
+        raise WeightsError(f"{reference}: no such file", hint="a model is a .safetensors file or a run's folder")
     if not reference.is_file():
         raise WeightsError(f"{reference}: not a regular file")
     return reference
@@ -116,7 +119,7 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
     info = read_info(path)
     if info.kind != kind:
         article = "an" if info.kind == "autoencoder" else "a"
-        raise WeightsError(f"{path}: holds {article} {info.kind}, where {kind} weights are needed (field kind)")
+        raise WeightsError(f"{path}: holds {article} {info.kind}, where {kind} weights are needed")
     try:
         with torch.device("meta"):  # shapes without memory, so that a hostile configuration costs nothing
             model = models.build(info.model, **info.config)

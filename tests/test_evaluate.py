@@ -116,7 +116,10 @@ def test_a_missed_threshold_is_exit_3_after_the_result(cifarctl: Cifarctl, class
     assert "above 1e-05" in too_high.error
 
 
-@pytest.mark.parametrize(("threshold", "says"), [("banana=1", "no such metric"), ("accuracy", "METRIC=VALUE")])
+@pytest.mark.parametrize(
+    ("threshold", "says"),
+    [("banana=1", "no such metric"), ("accuracy", "METRIC=VALUE"), ("accuracy=nan", "METRIC=VALUE")],
+)
 def test_a_threshold_that_means_nothing(cifarctl: Cifarctl, classifier_run: Path, threshold: str, says: str) -> None:
     done = cifarctl("evaluate", "-m", classifier_run, "--fail-under", threshold)
     assert done.code == 2

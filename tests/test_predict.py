@@ -151,6 +151,47 @@ def test_names_need_not_be_utf_8(installed: Cifarctl, classifier_run: Path, phot
         assert os.fsencode(path) == odd
 
 
+def test_a_name_is_data_and_never_an_order_to_the_terminal(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "new\nline\x1b[31m.png"
+    shutil.copy(next(photos.iterdir()), odd)
+    table = cifarctl("predict", tmp_path, "-m", classifier_run, "--format", "table").out
+    assert len(table.splitlines()) == 1
+    assert "\x1b" not in table
+    rows = list(csv.DictReader(io.StringIO(cifarctl("predict", odd, "-m", classifier_run, "--format", "csv").out)))
+    assert [row["path"] for row in rows] == [str(odd)]
+
+
+def test_an_empty_name_is_not_the_current_folder(cifarctl: Cifarctl, classifier_run: Path) -> None:
+    done = cifarctl("predict", "", "-m", classifier_run)
+    assert done.code == 2
+    assert "an empty name" in done.error
+
+
+def test_the_suffix_of_the_file_decides_the_format(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    for name in ("a.csv", "a.json", "a.jsonl"):
+        assert cifarctl("predict", photos, "-m", classifier_run, "-o", tmp_path / name).code == 0
+    assert (tmp_path / "a.csv").read_text().startswith("path,label,")
+    assert len(json.loads((tmp_path / "a.json").read_text())) == 30
+    assert len(labels((tmp_path / "a.jsonl").read_text())) == 30
+
+
+def test_a_full_disk_behind_stdout_is_one_line(classifier_run: Path, photos: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [command(), "predict", photos, "-m", classifier_run],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 def test_the_batch_size_changes_no_answer(
     cifarctl: Cifarctl, classifier_run: Path, photos: Path, batch_size: int

@@ -1,6 +1,8 @@
 """`cifarctl evaluate`."""
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -62,6 +64,8 @@ def evaluate(
 
     output = Output(json=json, quiet=quiet)
     thresholds = [_threshold(text) for text in fail_under or []]
+    if plots and plots.exists() and not plots.is_dir():
+        raise UsageError(f"--plots {plots}: a file, not a folder")
     path = weights.resolve(model, "classifier")
     info = weights.read_info(path)
     if tta and info.kind != "classifier":
@@ -108,8 +112,9 @@ def _measure_classifier(path: Path, images: "Dataset", *, tta: bool, figures: Pa
         labels = images.labels.cpu()
         plots.save(plots.confusion(report.confusion_matrix, images.classes), figures / "confusion.png")
         plots.save(plots.reliability(report.probabilities, labels), figures / "reliability.png")
-        worst = plots.mistakes(images.images.cpu(), labels, report.probabilities, images.classes)
-        plots.save(worst, figures / "mistakes.png")
+        if report.metrics["accuracy"] != 1:
+            worst = plots.mistakes(images.images.cpu(), labels, report.probabilities, images.classes)
+            plots.save(worst, figures / "mistakes.png")
     return {
         "tta": tta,
         "metrics": report.metrics,
@@ -161,10 +166,10 @@ def _classifier_tables(result: dict[str, Any], classes: tuple[str, ...]) -> "lis
 
 def _threshold(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise UsageError(f"--fail-under {text}: expected METRIC=VALUE", hint="for example accuracy=0.9") from None
+    with suppress(ValueError):
+        if not math.isnan(bound := float(value)):  # nothing is below "not a number": the check would always pass
+            return name, bound
+    raise UsageError(f"--fail-under {text}: expected METRIC=VALUE", hint="for example accuracy=0.9")
 
 
 def _shortfall(metrics: dict[str, Any], name: str, bound: float) -> str | None:

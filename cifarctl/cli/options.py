@@ -52,7 +52,7 @@ ModelPath = Annotated[
         "--model",
         "-m",
         metavar="FILE|RUN",
-        help="A .safetensors file or a run's folder. Default: the pretrained model.",
+        help="A .safetensors file or a run's folder.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]

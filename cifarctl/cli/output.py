@@ -40,8 +40,13 @@ class Output:
 
     def status(self, text: str) -> None:
         """Say what goes on, in one line."""
-        if not self.quiet:
-            self.stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.quiet:
+            return
+        try:
+            self.stderr.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        except BrokenPipeError:  # nobody listens any more; the work goes on
+            self.quiet = True
+            _silence(sys.stderr)
 
     def result(self, value: Any, *tables: "Callable[[], RenderableType]") -> None:
         """Give the command's result: `value` as JSON, or else the tables (or lines), which are built only then."""
@@ -87,20 +92,33 @@ def make_console(stream: IO[str]) -> "Console":
 
 
 def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> None:
-    """A line to stdout (or `stream`), out at once. Where the reader has gone, end the program quietly."""
+    """A line to stdout (or `stream`), out at once. Where the reader has gone, end the program quietly.
+
+    Raises OSError where the line cannot be written for another reason.
+    """
     stream = stream or sys.stdout
     try:
         stream.write(text + end)
         stream.flush()
-    except BrokenPipeError:
-        # What Python flushes at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise typer.Exit(BROKEN_PIPE) from None
+    except OSError as error:
+        _silence(stream)
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(BROKEN_PIPE) from None
+        raise
+
+
+def _silence(stream: IO[str]) -> None:
+    """Send what is still written to `stream` nowhere: what Python flushes at exit must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters escaped: file names may hold line breaks, and orders to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def report_error(message: str, hint: str | None = None) -> None:
     """The one form of every failure: a line `error: …`, and a line `hint: …` where there is one."""
     for label, text in (("error", message), ("hint", hint)):
         if text:
-            # File names may hold line breaks; one line stays one line.
-            print(f"{label}: {text}".replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr)
+            print(f"{label}: {printable(text)}", file=sys.stderr)

@@ -12,6 +12,8 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output
 from cifarctl.errors import ImageError, UsageError
 
+_FORMATS: dict[str, Literal["jsonl", "json", "csv"]] = {".json": "json", ".csv": "csv"}
+
 
 def predict(
     image: Annotated[
@@ -28,7 +30,9 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=opt.RUN_PANEL)] = 250,
     format: Annotated[
         Literal["table", "jsonl", "json", "csv"] | None,
-        typer.Option(help="Default: table on a terminal, jsonl elsewhere.", rich_help_panel=opt.OUTPUT_PANEL),
+        typer.Option(
+            help="Default: table on a terminal, by the suffix of --out, else jsonl.", rich_help_panel=opt.OUTPUT_PANEL
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -45,8 +49,8 @@ def predict(
     Answers come in the order of the inputs, while they are computed. A file that cannot be read is answered with its
     error, the others are not affected, and the exit code is 1.
 
-    Examples: [cyan]cifarctl predict photo.jpg[/cyan], [cyan]find . -name '*.png' | cifarctl predict - | jq -r
-    .label[/cyan]
+    Examples: [cyan]cifarctl predict photo.jpg -m runs/clf[/cyan], [cyan]find . -name '*.png' | cifarctl predict - -m
+    runs/clf[/cyan]
     """
     from cifarctl import weights
     from cifarctl.cli.records import open_writer
@@ -59,7 +63,10 @@ def predict(
     if top_k > len(info.classes):
         raise UsageError(f"--top-k {top_k}: the model has {len(info.classes)} classes")
     if format is None:
-        format = "table" if out is None and sys.stdout.isatty() else "jsonl"
+        if out is not None:
+            format = _FORMATS.get(out.suffix.lower(), "jsonl")
+        else:
+            format = "table" if sys.stdout.isatty() else "jsonl"
     output = Output(quiet=quiet)
     failed = total = 0
     with open_writer(format, out, top_k) as write:
@@ -90,8 +97,10 @@ def _paths(arguments: list[str]) -> Iterator[Path]:
             for line in sys.stdin.buffer:
                 if name := line.rstrip(b"\r\n"):
                     yield Path(name.decode(sys.getfilesystemencoding(), "surrogateescape"))
-        else:
+        elif argument:
             yield Path(argument)
+        else:  # Path("") is the current folder, which an unset variable of a shell script does not mean
+            raise UsageError("IMAGE: an empty name")
 
 
 def _classify(

@@ -13,7 +13,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.text import Text
 
-from cifarctl.cli.output import make_console, write_line
+from cifarctl.cli.output import make_console, printable, write_line
 from cifarctl.files import atomic_path
 
 Record = dict[str, Any]
@@ -65,8 +65,8 @@ def _csv_cells(record: Record, top_k: int) -> list[Any]:
 
 def _csv_row(cells: list[Any]) -> str:
     row = io.StringIO()
-    csv.writer(row, lineterminator="").writerow(cells)
-    return row.getvalue()
+    csv.writer(row, lineterminator="\n").writerow(cells)
+    return row.getvalue().removesuffix("\n")
 
 
 def _table_line(record: Record, console: Console) -> str:
@@ -74,12 +74,12 @@ def _table_line(record: Record, console: Console) -> str:
     line = Text()
     if "error" in record:
         line.append(f"{'error':<20}", style="red")
-        line.append(f"  {record['path']}: {record['error']}")
+        line.append(f"  {printable(record['path'])}: {printable(record['error'])}")
     else:
         first, *rest = record["top"]
         line.append(f"{first['label']:<12}", style="bold")
         line.append(f"{first['confidence']:>7.1%}", style="green" if first["confidence"] > 0.5 else "yellow")
-        line.append(f"   {record['path']}")
+        line.append(f"   {printable(record['path'])}")
         for entry in rest:
             line.append(f"  {entry['label']} {entry['confidence']:.1%}", style="dim")
     with console.capture() as capture:

@@ -365,7 +365,7 @@ class TestLoop:
         plain = model.encoder.encode(train.images)  # type: ignore[union-attr, operator]
         assert torch.allclose(inputs[:, 0], plain, atol=1e-5)
         assert not torch.allclose(inputs[:, 2], plain, atol=1e-2)
-        batch = objective.augment(inputs[:10], torch.arange(10), 0)
+        batch = objective.augment(inputs[:10], torch.arange(10), 0, 0.0)
         assert all((row == views).all(1).any() for row, views in zip(batch, inputs[:10], strict=True))
 
 
@@ -399,7 +399,7 @@ class TestOptimizers:
     def test_muon_keeps_the_norm_of_filters_and_moves_everything_else_by_sgd(self) -> None:
         torch.manual_seed(0)
         model = models.build("airbench", widths=(24, 24, 24))
-        optimizer = build_optimizer(model, recipes.CLASSIFIER)
+        optimizer = build_optimizer(model, recipes.CLASSIFIERS["fast"])
         images = torch.rand(16, 3, 32, 32)
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         torch.nn.functional.cross_entropy(model(images), torch.arange(16) % 10).backward()

@@ -8,6 +8,7 @@ import typer
 from cifarctl import models
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output
+from cifarctl.training.recipes import ClassifierRecipe
 
 
 def train_clf(
@@ -34,6 +35,10 @@ def train_clf(
     finetune: Annotated[
         bool, typer.Option("--finetune", help="Train the encoder too.", rich_help_panel=opt.MODEL_PANEL)
     ] = False,
+    recipe: Annotated[
+        ClassifierRecipe,
+        typer.Option(help="fast: minutes. best: an hour for two points more.", rich_help_panel=opt.TRAINING_PANEL),
+    ] = "fast",
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
@@ -80,6 +85,7 @@ def train_clf(
             arch=arch,
             encoder=str(encoder) if encoder else None,
             finetune=finetune,
+            recipe=recipe,
             overrides=recipe_overrides(
                 epochs=epochs,
                 batch_size=batch_size,

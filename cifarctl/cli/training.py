@@ -58,7 +58,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
         raise UsageError(f"--resume: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}")
 
     def value(options: "TrainOptions", name: str) -> Any:
-        return getattr(options, name, None) if hasattr(options, name) else getattr(options.recipe, name, None)
+        return getattr(options, name, None) if hasattr(options, name) else getattr(options.settings, name, None)
 
     for name in context.params:
         source = context.get_parameter_source(name)

@@ -1,6 +1,6 @@
 """Augmentation of whole batches, as a few tensor operations on the device where they lie.
 
-All functions take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw from torch's default
+All but `scale` take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw from torch's default
 generator, which the training loop seeds anew for every step.
 """
 
@@ -69,6 +69,13 @@ def to_float(images: Tensor) -> Tensor:
     """Pixels as float32 in [0, 1], channels last in memory: what the convolutions read fastest."""
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
     return scaled.contiguous(memory_format=torch.channels_last)
+
+
+def scale(images: Tensor, side: int) -> Tensor:
+    """Float (N, C, H, H) -> (N, C, side, side), antialiased, channels last in memory."""
+    if side == images.shape[-1]:
+        return images
+    return to_float(F.interpolate(images, size=(side, side), mode="bilinear", antialias=True))
 
 
 def views(images: Tensor, shift: int = 1) -> list[tuple[float, Tensor]]:

@@ -114,7 +114,7 @@ def fit(
                 indices = order[at * batch_size : (at + 1) * batch_size]
                 set_learning_rate(optimizer, learning_rate_factor(recipe, state.step / steps))
                 with autocast(device, precision):
-                    x = objective.augment(inputs[indices], indices, epoch)
+                    x = objective.augment(inputs[indices], indices, epoch, state.step / steps)
                     loss = objective.loss(x, train.labels[indices])
                 optimizer.zero_grad()
                 scaler.scale(loss).backward()

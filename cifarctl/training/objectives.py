@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarctl.data import Dataset
-from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, to_float
+from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, scale, to_float
 from cifarctl.hardware import Precision
 from cifarctl.inference import encode, predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
@@ -28,8 +28,10 @@ class Objective(Protocol):
         """All training images, uint8 (N, 3, 32, 32) -> what batches are drawn from, (N, …), on the same device."""
         ...
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        """Rows of `inputs` at `indices`, int64 (B,) -> the model's input for this step."""
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
+        """Rows of `inputs` at `indices`, int64 (B,) -> the model's input for this step. `progress` in [0, 1) is the
+        part of all steps that is done.
+        """
         ...
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
@@ -63,8 +65,10 @@ class _OnImages:
     def inputs(self, images: Tensor) -> Tensor:
         return images
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:
-        return to_float(augment_images(batch, indices, epoch, self.recipe, self.seed))
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
+        images = to_float(augment_images(batch, indices, epoch, self.recipe, self.seed))
+        side = next((side for until, side in self.recipe.sides if progress < until), images.shape[-1])
+        return scale(images, side)
 
 
 class Reconstruction(_OnImages):
@@ -133,7 +137,7 @@ class FrozenLatents(Classification):
             copies.append(encode(self.head.encoder, augmented, precision=self.precision))
         return torch.stack(copies, dim=1)
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:  # noqa: ARG002
         view = torch.randint(batch.shape[1], (len(batch),), device=batch.device)
         return batch[torch.arange(len(batch), device=batch.device), view]
 

@@ -24,7 +24,7 @@ from cifarctl.training import recipes
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction
-from cifarctl.training.recipes import Recipe
+from cifarctl.training.recipes import ClassifierRecipe, Recipe
 from cifarctl.training.run_dir import RunDir, TensorBoardLog
 
 
@@ -36,7 +36,7 @@ class TrainOptions:
     and the batches.
     arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
     encoder: for a classifier, the weights file or run folder of the autoencoder whose latents it reads. finetune: train
-    that encoder too. overrides: fields of the recipe, by name.
+    that encoder too. recipe: of a classifier of pixels. overrides: fields of the recipe, by name.
     """
 
     kind: models.Kind
@@ -48,6 +48,7 @@ class TrainOptions:
     latent_dim: int | None = None
     encoder: str | None = None
     finetune: bool = False
+    recipe: ClassifierRecipe = "fast"
     overrides: dict[str, Any] | None = None
     limit: int | None = None
     device: Device = "auto"
@@ -68,8 +69,8 @@ class TrainOptions:
         return self.arch or models.names(self.kind)[0]
 
     @property
-    def recipe(self) -> Recipe:
-        """The recipe for this task, with the overrides."""
+    def settings(self) -> Recipe:
+        """The recipe's values for this task, with the overrides."""
         if self.kind == "autoencoder":
             recipe = recipes.AUTOENCODER
         elif self.encoder and self.finetune:
@@ -77,7 +78,7 @@ class TrainOptions:
         elif self.model_name == "mlp":
             recipe = recipes.HEAD
         else:
-            recipe = recipes.CLASSIFIER
+            recipe = recipes.CLASSIFIERS[self.recipe]
         return Recipe(**{**asdict(recipe), **(self.overrides or {})})
 
     @classmethod
@@ -127,6 +128,10 @@ def check(options: TrainOptions) -> None:
         raise UsageError(f"--arch {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
     if options.encoder and name != "mlp":
         raise UsageError(f"--arch {name}: does not take --encoder", hint="leave --arch out, or --arch mlp")
+    if options.recipe != "fast" and name == "mlp":
+        raise UsageError(
+            f"--recipe {options.recipe}: for classifiers of pixels", hint="leave it out with --encoder or mlp"
+        )
     if options.finetune and not options.encoder:
         raise UsageError("--finetune: there is no --encoder to fine-tune")
     if kind == "autoencoder" and options.latent_dim is not None:
@@ -147,11 +152,11 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     check(options)
     device = select_device(options.device)
     precision = select_precision(options.precision, device)
-    recipe = options.recipe
+    recipe = options.settings
     if device.type == "cpu":
         reuse_memory()
     train_set, val_set = (options.source.load("train").to(device), options.source.load("val").to(device))
-    model, config = _build(options, train_set, device)
+    model, config = _build(options, recipe, train_set, device)
 
     run = RunDir(out, resume=resume, overwrite=overwrite)
     if not resume:
@@ -208,9 +213,11 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     yield Finished(run.path, summary)
 
 
-def _build(options: TrainOptions, train_set: Dataset, device: torch.device) -> tuple[Model, dict[str, Any]]:
+def _build(
+    options: TrainOptions, recipe: Recipe, train_set: Dataset, device: torch.device
+) -> tuple[Model, dict[str, Any]]:
     """The model with its first weights, on `device`, and the configuration that builds it again."""
-    config: dict[str, Any] = {}
+    config = dict(recipe.model)
     encoder: Autoencoder | None = None
     if options.kind == "classifier":
         config["classes"] = len(train_set.classes)

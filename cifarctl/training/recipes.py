@@ -74,7 +74,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         label_smoothing=0.2,
         flip="alternating",
         crop=4,
-        cutout=10,
+        cutout=12,
         sides=((0.5, 24),),
         model={"widths": (96, 288, 320), "depth": 3},
     ),

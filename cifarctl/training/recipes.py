@@ -66,7 +66,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         sides=((0.5, 24),),
     ),
     "best": Recipe(
-        epochs=56,
+        epochs=44,
         batch_size=512,
         optimizer="muon",
         lr=0.09,

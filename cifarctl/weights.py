@@ -22,7 +22,7 @@ from cifarctl.files import atomic_path
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
 _FORMAT = "1"
-_PRETRAINED = Path(__file__).parent / "pretrained"
+PRETRAINED = Path(__file__).parent / "pretrained"
 _COMMANDS = {"autoencoder": "cifarctl train-ae", "classifier": "cifarctl train-clf"}
 M = TypeVar("M", bound=Model)
 
@@ -32,7 +32,8 @@ class ModelInfo:
     """What a weights file says of its model.
 
     model, config: the arguments of `models.build`. classes: their names, none for an autoencoder. data: the data set
-    and its split (`data.Source.describe`). metrics: measured at the end of training, by name.
+    and its split (`data.Source.describe`). metrics: measured at the end of training, by name. training: the command
+    that trained it, and with which versions.
     """
 
     kind: models.Kind
@@ -41,6 +42,7 @@ class ModelInfo:
     classes: tuple[str, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     cifarctl_version: str = cifarctl.__version__
     created: str = ""
 
@@ -55,6 +57,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
         "classes": json.dumps(info.classes),
         "data": json.dumps(info.data),
         "metrics": json.dumps(info.metrics),
+        "training": json.dumps(info.training),
         "cifarctl_version": info.cifarctl_version,
         "created": info.created or datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -77,7 +80,7 @@ def resolve(reference: Path | None, kind: models.Kind) -> Path:
     Raises WeightsError where there is none, UsageError where no pretrained one comes with this version.
     """
     if reference is None:
-        path = _PRETRAINED / f"{kind}.safetensors"
+        path = PRETRAINED / f"{kind}.safetensors"
         if not path.is_file():
             raise UsageError(
                 f"--model: no pretrained {kind} comes with this version, so name one",
@@ -193,6 +196,7 @@ def _parse(path: Path, metadata: dict[str, str]) -> ModelInfo:
         tuple(classes),
         structured("data", dict),
         metrics,
+        structured("training", dict),
         text("cifarctl_version"),
         text("created"),
     )

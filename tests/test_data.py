@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cifarctl.data import Source
-from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, views
+from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, scale, views
 from cifarctl.data.images import find_images, read_image, read_images
 from cifarctl.data.splits import stratified_split
 from cifarctl.errors import DataError, ImageError, UsageError
@@ -138,6 +138,14 @@ class TestAugmentation:
         assert filled.max() == 3 * 64
         assert filled.min() >= 3 * 16  # a corner
         assert (cutout(images, 8).amax((1, 2, 3)) == (128 if dtype == torch.uint8 else 0.5)).all()
+
+    def test_scaling_keeps_the_mean_and_the_layout(self) -> None:
+        images = self.images.float() / 255
+        small = scale(images, 24)
+        assert small.shape == (64, 3, 24, 24)
+        assert small.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(small.mean((2, 3)), images.mean((2, 3)), atol=0.02)
+        assert scale(images, 32) is images
 
     def test_the_views_of_test_time_augmentation_weigh_one(self) -> None:
         weighted = views(self.images)

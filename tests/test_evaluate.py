@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cifarctl import models
+from cifarctl.comparison import compare_accuracy, compare_psnr
 from cifarctl.data import Source
 from cifarctl.evaluation import wilson_interval
 
@@ -173,3 +176,113 @@ def test_wilsons_interval_has_its_published_values() -> None:
     assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+class TestComparison:
+    @pytest.fixture(scope="class")
+    def other_run(self, tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
+        out = tmp_path_factory.mktemp("other") / "mlp"
+        arguments = ("--limit", 2000, "--epochs", 2, "--arch", "mlp", "--out", out)
+        done = installed("train-clf", "--data", "synthetic", *arguments)
+        assert done.code == 0, done.err
+        return out
+
+    def test_two_models_are_compared_on_the_same_images(
+        self, cifarctl: Cifarctl, classifier_run: Path, other_run: Path
+    ) -> None:
+        done = cifarctl("evaluate", "-m", classifier_run, "-m", other_run, "--json")
+        assert done.code == 0
+        alone = [cifarctl("evaluate", "-m", run, "--json").json for run in (classifier_run, other_run)]
+        for result, expected in zip(done.json["results"], alone, strict=True):
+            assert {**result, "images_per_second": 0} == {**expected, "images_per_second": 0}
+
+        test = Source("synthetic").load("test")
+        right = [
+            probabilities_by_hand(run, test.images).argmax(1) == test.labels for run in (classifier_run, other_run)
+        ]
+        (difference,) = done.json["differences"]
+        assert difference["only_first"] == (right[0] & ~right[1]).sum()
+        assert difference["only_second"] == (right[1] & ~right[0]).sum()
+        gap = alone[1]["metrics"]["accuracy"] - alone[0]["metrics"]["accuracy"]
+        assert difference["difference"] == pytest.approx(gap)
+        low, high = difference["ci95"]
+        assert low < gap < high
+
+    def test_the_difference_is_a_sentence(self, cifarctl: Cifarctl, classifier_run: Path, other_run: Path) -> None:
+        done = cifarctl("evaluate", "-m", classifier_run, "-m", other_run)
+        (sentence,) = [line for line in done.out.splitlines() if " less " in line]
+        assert sentence.startswith(f"{other_run} less {classifier_run} on test: ")
+        assert re.search(r"[+-]\d+\.\d\d points \(95 %: .* to .*\), p [=<] 0\.\d+", sentence)
+
+    def test_splits_show_their_gap(self, cifarctl: Cifarctl, classifier_run: Path) -> None:
+        done = cifarctl(
+            "evaluate", "-m", classifier_run, "--split", "train", "--split", "val", "--split", "test", "--json"
+        )
+        results = done.json["results"]
+        assert [(result["split"], result["n"]) for result in results] == [
+            ("train", 2000),
+            ("val", 1000),
+            ("test", 2000),
+        ]
+        assert done.json["differences"] == []
+        shown = cifarctl("evaluate", "-m", classifier_run, "--split", "train", "--split", "test").out
+        gap = 100 * (results[2]["metrics"]["accuracy"] - results[0]["metrics"]["accuracy"])
+        assert f"{gap:+.2f}" in shown
+        assert "− train" in shown
+
+    def test_autoencoders_are_compared_image_by_image(
+        self, cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "conv2"
+        arguments = ("--limit", 500, "--epochs", 1, "--arch", "conv2", "--latent-dim", 64, "--out", other)
+        assert cifarctl("train-ae", "--data", "synthetic", *arguments).code == 0
+        done = cifarctl("evaluate", "-m", autoencoder_run, "-m", other, "--json").json
+        means = [result["metrics"]["psnr_image_mean"] for result in done["results"]]
+        (difference,) = done["differences"]
+        assert difference["metric"] == "psnr_image_mean"
+        assert difference["difference"] == pytest.approx(means[1] - means[0], abs=1e-4)
+        assert difference["only_first"] + difference["only_second"] <= 2000
+
+    def test_what_cannot_be_compared_is_refused(
+        self, cifarctl: Cifarctl, classifier_run: Path, autoencoder_run: Path, tmp_path: Path
+    ) -> None:
+        kinds = cifarctl("evaluate", "-m", classifier_run, "-m", autoencoder_run)
+        assert (kinds.code, "classifier" in kinds.error) == (2, True)
+        other = tmp_path / "seed1"
+        arguments = ("--limit", 250, "--epochs", 1, "--arch", "mlp", "--seed", 1, "--out", other)
+        assert cifarctl("train-clf", "--data", "synthetic", *arguments).code == 0
+        drawn = cifarctl("evaluate", "-m", classifier_run, "-m", other, "--split", "val")
+        assert (drawn.code, "other images" in drawn.error) == (2, True)
+
+    def test_a_threshold_names_the_model_that_misses_it(
+        self, cifarctl: Cifarctl, classifier_run: Path, other_run: Path
+    ) -> None:
+        done = cifarctl("evaluate", "-m", classifier_run, "-m", other_run, "--fail-under", "accuracy=1.01")
+        assert done.code == 3
+        assert str(classifier_run) in done.error
+        assert str(other_run) in done.error
+
+    @pytest.mark.parametrize(
+        ("only_first", "only_second", "p_value"),
+        # scipy.stats.binomtest(only_first, only_first + only_second).pvalue
+        [(10, 25, 0.01667384780012071), (59, 6, 4.964650327128617e-12), (7, 7, 1.0), (0, 0, 1.0), (3, 0, 0.25)],
+    )
+    def test_mcnemars_p_value_is_that_of_the_binomial_test(
+        self, only_first: int, only_second: int, p_value: float
+    ) -> None:
+        both = torch.ones(500, dtype=torch.bool)
+        first, second = both.clone(), both.clone()
+        second[:only_first] = False
+        first[only_first : only_first + only_second] = False
+        assert compare_accuracy(first, second).p_value == pytest.approx(p_value)
+
+    def test_a_paired_difference_of_psnr_has_the_normal_p_value(self) -> None:
+        torch.manual_seed(0)
+        first = torch.randn(400) + 25
+        second = first + 0.1 + torch.randn(400)
+        d = (second - first).double()
+        z = d.mean().item() / (d.std().item() / 20)
+        found = compare_psnr(first, second)
+        assert found.p_value == pytest.approx(2 * (1 - NormalDist().cdf(abs(z))), rel=1e-6)
+        assert found.ci95[0] == pytest.approx(found.difference - 1.959964 * d.std().item() / 20)
+        assert compare_psnr(first, first).p_value == 1.0

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifarctl import models
+from cifarctl import models, weights
 from cifarctl.data import Dataset, Source
 from cifarctl.errors import TrainingError
 from cifarctl.training import recipes
@@ -108,6 +108,9 @@ class TestRunFolder:
         summary = json.loads((classifier_run / "summary.json").read_text())
         assert json.loads(metadata["metrics"])["test"] == summary["test"]
         assert summary["test"]["accuracy"] > 0.3  # ten classes: chance is 0.1
+        training = json.loads(metadata["training"])
+        assert training["command"] == "cifarctl train-clf --data synthetic --limit 2000 --epochs 2"
+        assert training["versions"]["torch"] == torch.__version__
 
     def test_a_finished_run_is_not_overwritten(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         out = tmp_path / "run"
@@ -262,6 +265,8 @@ class TestSpeech:
             (("--val-size", 10_000), "--val-size 10000"),
             (("--device", "toaster"), "toaster"),
             (("--precision", "fp16"), "--precision fp16"),
+            (("--recipe", "slow"), "--recipe"),
+            (("--recipe", "best", "--arch", "mlp"), "--recipe best"),
         ],
     )
     def test_wrong_usage_is_one_line_and_exit_2(
@@ -271,6 +276,20 @@ class TestSpeech:
         assert done.code == 2
         assert says in done.error
         assert not (tmp_path / "run").exists()
+
+    def test_the_best_recipe_builds_the_larger_model(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        arguments = ("--recipe", "best", "--epochs", 1, "--batch-size", 50, "--limit", 50, "--val-size", 20)
+        done = cifarctl("train-clf", "--data", "synthetic", "--out", tmp_path / "run", *arguments)
+        assert done.code == 0, done.err
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert config["recipe"]["epochs"] == 1
+        assert config["recipe"]["cutout"] == recipes.CLASSIFIERS["best"].cutout
+        info = weights.read_info(tmp_path / "run" / "model.safetensors")
+        assert {**info.config, "widths": tuple(info.config["widths"])} == {
+            "classes": 10,
+            **recipes.CLASSIFIERS["best"].model,
+        }
+        assert cifarctl("evaluate", "-m", tmp_path / "run", "--quiet").code == 0
 
     def test_an_impossible_latent_dim_says_what_is_possible(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         done = cifarctl("train-ae", "--latent-dim", 100, "--out", tmp_path / "run")
@@ -355,6 +374,16 @@ class TestLoop:
     def test_a_small_data_set_is_one_batch(self, tmp_path: Path) -> None:
         recipe = Recipe(epochs=1, batch_size=10_000, optimizer="adamw", lr=1e-3, weight_decay=0.0)
         assert len(self.run(recipe, tmp_path / "c.safetensors")) == 3
+
+    def test_images_are_small_in_the_first_part(self) -> None:
+        train, _ = self.data()
+        recipe = Recipe(1, 10, "muon", 0.1, 0.0, sides=((0.25, 16), (0.5, 24)))
+        objective = Classification(models.build("airbench"), recipe, seed=0)  # type: ignore[arg-type]
+        sides = [
+            objective.augment(train.images[:10], torch.arange(10), 0, progress).shape[-1]
+            for progress in (0.0, 0.24, 0.25, 0.49, 0.5, 0.99)
+        ]
+        assert sides == [16, 16, 24, 24, 32, 32]
 
     def test_frozen_latents_are_encoded_once_in_several_views(self) -> None:
         train, _ = self.data()

@@ -57,7 +57,18 @@ def test_a_model_comes_back_with_every_bit(classifier_file: Path) -> None:
 def test_the_metadata_is_what_the_design_says(classifier_file: Path) -> None:
     with safe_open(classifier_file, framework="pt") as file:
         metadata = file.metadata()
-    names = {"format", "kind", "model", "config", "classes", "data", "metrics", "cifarctl_version", "created"}
+    names = {
+        "format",
+        "kind",
+        "model",
+        "config",
+        "classes",
+        "data",
+        "metrics",
+        "training",
+        "cifarctl_version",
+        "created",
+    }
     assert set(metadata) == names
     assert metadata["format"] == "1"
     assert json.loads(metadata["classes"]) == list(CLASSES)

@@ -1,11 +1,12 @@
 """`cifarctl evaluate`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -15,25 +16,34 @@ from cifarctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from torch import Tensor
 
     from cifarctl.data import Dataset, Source
+    from cifarctl.weights import ModelInfo
 
 BELOW_THRESHOLD = 3
+Split = Literal["train", "val", "test"]
+SplitName = StrEnum("SplitName", ["train", "val", "test"])  # typer takes no list of Literal
 
 
 def evaluate(
-    model: opt.ModelPath = None,
+    model: opt.ModelPaths = None,
     data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
     offline: opt.Offline = False,
     split: Annotated[
-        Literal["train", "val", "test"],
-        typer.Option(help="Which images; val as the model's training drew it.", rich_help_panel=opt.DATA_PANEL),
-    ] = "test",
+        list[SplitName] | None,
+        typer.Option(
+            help="Which images; val as the model's training drew it. May be given several times. Default: test.",
+            rich_help_panel=opt.DATA_PANEL,
+        ),
+    ] = None,
     tta: Annotated[
         bool,
         typer.Option(
-            "--tta/--no-tta", help="Average a classifier over six views of each image.", rich_help_panel=opt.MODEL_PANEL
+            "--tta/--no-tta",
+            help="Average a classifier over six views of each image that it is unsure of.",
+            rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = False,
     fail_under: Annotated[
@@ -52,50 +62,125 @@ def evaluate(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Measure a classifier or an autoencoder on a split, in full precision.
+    """Measure classifiers or autoencoders on splits, in full precision.
+
+    Several models of a kind are compared on the same images, with the difference's interval and p-value.
 
     Examples: [cyan]cifarctl evaluate -m runs/clf --plots figures[/cyan],
-    [cyan]cifarctl evaluate -m runs/clf --fail-under accuracy=0.9[/cyan]
+    [cyan]cifarctl evaluate -m runs/clf --fail-under accuracy=0.9[/cyan], [cyan]cifarctl evaluate -m runs/a -m
+    runs/b[/cyan]
     """
-    from cifarctl import weights
     from cifarctl.cli.download import ensure_data
-    from cifarctl.data import Source
+    from cifarctl.cli.tables import comparison_table, difference_line
     from cifarctl.hardware import select_device
 
     output = Output(json=json, quiet=quiet)
     thresholds = [_threshold(text) for text in fail_under or []]
     if plots and plots.exists() and not plots.is_dir():
         raise UsageError(f"--plots {plots}: a file, not a folder")
-    path = weights.resolve(model, "classifier")
-    info = weights.read_info(path)
-    if tta and info.kind != "classifier":
-        raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
-    source = Source.trained_on(info.data, data, data_dir)
-    ensure_data(source, output, offline=offline)
-    images = source.load(split).to(select_device(device))
-    result: dict[str, Any] = {
-        "model": str(path),
-        "kind": info.kind,
-        "data": source.name,
-        "split": split,
-        "n": len(images),
-    }
-    if info.kind == "classifier":
-        result |= _measure_classifier(path, images, tta=tta, figures=plots)
-        tables = _classifier_tables(result, images.classes)
+    splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
+    subjects = _subjects(model or [None], splits, data, data_dir, tta=tta)
+    for subject in subjects:
+        ensure_data(subject.source, output, offline=offline)
+    chosen_device = select_device(device)
+    several = len(subjects) * len(splits) > 1
+    measured = []
+    for name in splits:
+        for number, subject in enumerate(subjects):
+            if several:
+                output.status(f"Measuring {subject.path} on {name} …")
+            figures = plots / f"{number}-{subject.source.name}-{name}" if plots and several else plots
+            images = subject.source.load(name).to(chosen_device)
+            measured.append(_measure(subject, name, images, tta=tta, figures=figures))
+    results = [one.result for one in measured]
+    differences = [
+        _difference(measured[i], measured[j])
+        for i in range(len(measured))
+        for j in range(i + 1, len(measured))
+        if results[i]["split"] == results[j]["split"]
+    ]
+    if several:
+        lines = "\n".join(difference_line(difference) for difference in differences)
+        output.result(
+            {"results": results, "differences": differences}, lambda: comparison_table(results), lambda: lines
+        )
     else:
-        result |= _measure_autoencoder(path, images, source, figures=plots)
-        tables = [lambda: _headline(result)]
-    below = [text for name, bound in thresholds if (text := _shortfall(result["metrics"], name, bound))]
-    output.result(result, *tables)
+        output.result(results[0], *_tables(results[0], subjects[0].info.classes))
     if plots:
         output.status(f"Figures: {plots}")
+    below = []
+    for result in results:
+        where = f"{result['model']} on {result['split']}: " if several else ""
+        shortfalls = (_shortfall(result["metrics"], name, bound) for name, bound in thresholds)
+        below += [where + text for text in shortfalls if text]
     if below:
         report_error("; ".join(below))
         raise typer.Exit(BELOW_THRESHOLD)
 
 
-def _measure_classifier(path: Path, images: "Dataset", *, tta: bool, figures: Path | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Subject:
+    """A model to measure, and the data to measure it on."""
+
+    path: Path
+    info: "ModelInfo"
+    source: "Source"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """result: what JSON shows. scores: (N,), whether each image was right, bool, or its PSNR in dB, float."""
+
+    result: dict[str, Any]
+    scores: "Tensor"
+
+
+def _subjects(
+    paths: Sequence[Path | None], splits: list[Split], data: str | None, data_dir: Path | None, *, tta: bool
+) -> list[_Subject]:
+    """The models with their data, after checking that they can be compared."""
+    from cifarctl import weights
+    from cifarctl.data import Source
+
+    subjects = []
+    for reference in paths:
+        path = weights.resolve(reference, "classifier")
+        info = weights.read_info(path)
+        if tta and info.kind != "classifier":
+            raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
+        subjects.append(_Subject(path, info, Source.trained_on(info.data, data, data_dir)))
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.info.kind != first.info.kind:
+            raise UsageError(f"--model: {first.path} is a {first.info.kind} and {other.path} a {other.info.kind}")
+        # The seed draws val, and all of the synthetic images.
+        drawn_alike = other.source == first.source or (splits == ["test"] and first.source.name != "synthetic")
+        if other.source.name != first.source.name or not drawn_alike:
+            raise UsageError(
+                f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
+                hint="compare them on --split test of one --data",
+            )
+    return subjects
+
+
+def _measure(subject: _Subject, split: Split, images: "Dataset", *, tta: bool, figures: Path | None) -> _Measured:
+    result: dict[str, Any] = {
+        "model": str(subject.path),
+        "kind": subject.info.kind,
+        "data": subject.source.name,
+        "split": split,
+        "n": len(images),
+    }
+    if subject.info.kind == "classifier":
+        more, scores = _measure_classifier(subject.path, images, tta=tta, figures=figures)
+    else:
+        more, scores = _measure_autoencoder(subject.path, images, subject.source, figures=figures)
+    return _Measured(result | more, scores)
+
+
+def _measure_classifier(
+    path: Path, images: "Dataset", *, tta: bool, figures: Path | None
+) -> "tuple[dict[str, Any], Tensor]":
     from cifarctl import weights
     from cifarctl.evaluation import evaluate_classifier
 
@@ -106,25 +191,28 @@ def _measure_classifier(path: Path, images: "Dataset", *, tta: bool, figures: Pa
             hint="--data names the data set that the model was trained for",
         )
     report = evaluate_classifier(model, images, tta=tta)
+    labels = images.labels.cpu()
     if figures:
         from cifarctl import plots
 
-        labels = images.labels.cpu()
         plots.save(plots.confusion(report.confusion_matrix, images.classes), figures / "confusion.png")
         plots.save(plots.reliability(report.probabilities, labels), figures / "reliability.png")
         if report.metrics["accuracy"] != 1:
             worst = plots.mistakes(images.images.cpu(), labels, report.probabilities, images.classes)
             plots.save(worst, figures / "mistakes.png")
-    return {
+    measured = {
         "tta": tta,
         "metrics": report.metrics,
         "per_class": [asdict(row) for row in report.per_class],
         "confusion_matrix": report.confusion_matrix,
         "images_per_second": round(report.images_per_second, 1),
     }
+    return measured, report.probabilities.argmax(1) == labels
 
 
-def _measure_autoencoder(path: Path, images: "Dataset", source: "Source", *, figures: Path | None) -> dict[str, Any]:
+def _measure_autoencoder(
+    path: Path, images: "Dataset", source: "Source", *, figures: Path | None
+) -> "tuple[dict[str, Any], Tensor]":
     from cifarctl import weights
     from cifarctl.evaluation import evaluate_autoencoder
 
@@ -138,29 +226,28 @@ def _measure_autoencoder(path: Path, images: "Dataset", source: "Source", *, fig
         plots.save(plots.reconstructions(shown, report.reconstructions[:24]), figures / "reconstructions.png")
         histogram = plots.psnr_histogram(report.image_psnr, report.metrics["pca_psnr"])
         plots.save(histogram, figures / "psnr.png")
-    return {"metrics": report.metrics, "images_per_second": round(report.images_per_second, 1)}
+    return {"metrics": report.metrics, "images_per_second": round(report.images_per_second, 1)}, report.image_psnr
 
 
-def _headline(result: dict[str, Any]) -> "RenderableType":
-    from cifarctl.cli.tables import metrics_table
+def _difference(first: _Measured, second: _Measured) -> dict[str, Any]:
+    from cifarctl.comparison import compare_accuracy, compare_psnr
+
+    compare = compare_accuracy if first.result["kind"] == "classifier" else compare_psnr
+    pair = {"first": first.result["model"], "second": second.result["model"], "split": first.result["split"]}
+    return {**pair, **asdict(compare(first.scores, second.scores))}
+
+
+def _tables(result: dict[str, Any], classes: tuple[str, ...]) -> "list[Callable[[], RenderableType]]":
+    from cifarctl.cli.tables import confusion_table, metrics_table, per_class_table
 
     note = " (drawn shapes: a smoke test, no benchmark)" if result["data"] == "synthetic" else ""
-    return metrics_table(
-        f"{result['model']}: {result['n']:,} {result['split']} images of {result['data']}{note}",
-        result["metrics"],
-        {"images/s": f"{result['images_per_second']:,.0f}"},
-    )
-
-
-def _classifier_tables(result: dict[str, Any], classes: tuple[str, ...]) -> "list[Callable[[], RenderableType]]":
-    from cifarctl.cli.tables import confusion_table, per_class_table
-
-    tables: list[Callable[[], RenderableType]] = [
-        lambda: _headline(result),
-        lambda: per_class_table(result["per_class"]),
-    ]
-    if len(classes) <= 10:  # more columns do not fit a terminal; --plots draws them
-        tables.append(lambda: confusion_table(result["confusion_matrix"], classes))
+    title = f"{result['model']}: {result['n']:,} {result['split']} images of {result['data']}{note}"
+    speed = {"images/s": f"{result['images_per_second']:,.0f}"}
+    tables: list[Callable[[], RenderableType]] = [lambda: metrics_table(title, result["metrics"], speed)]
+    if result["kind"] == "classifier":
+        tables.append(lambda: per_class_table(result["per_class"]))
+        if len(classes) <= 10:  # more columns do not fit a terminal; --plots draws them
+            tables.append(lambda: confusion_table(result["confusion_matrix"], classes))
     return tables
 
 

@@ -56,6 +56,26 @@ ModelPath = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
+ModelOrPretrained = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="FILE|RUN",
+        help="A .safetensors file or a run's folder. Default: the pretrained classifier.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+ModelPaths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="FILE|RUN",
+        help="A .safetensors file or a run's folder; several are compared. Default: the pretrained classifier.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Device = Annotated[
     DeviceName, typer.Option("--device", help="auto takes the best there is.", rich_help_panel=RUN_PANEL)
 ]

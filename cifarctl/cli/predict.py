@@ -19,13 +19,17 @@ def predict(
     image: Annotated[
         list[str], typer.Argument(metavar="IMAGE|DIR|-...", help="Files, folders, or - for one path a line on stdin.")
     ],
-    model: opt.ModelPath = None,
+    model: opt.ModelOrPretrained = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Classes an image, the likeliest first.", rich_help_panel=opt.OUTPUT_PANEL)
     ] = 1,
     tta: Annotated[
         bool,
-        typer.Option("--tta/--no-tta", help="Average over six views of each image.", rich_help_panel=opt.MODEL_PANEL),
+        typer.Option(
+            "--tta/--no-tta",
+            help="Average over six views of each image that the model is unsure of.",
+            rich_help_panel=opt.MODEL_PANEL,
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=opt.RUN_PANEL)] = 250,
     format: Annotated[
@@ -44,13 +48,12 @@ def predict(
     precision: opt.Precision = "auto",
     quiet: opt.Quiet = False,
 ) -> None:
-    """Classify image files.
+    """Classify image files with the pretrained model or another.
 
     Answers come in the order of the inputs, while they are computed. A file that cannot be read is answered with its
     error, the others are not affected, and the exit code is 1.
 
-    Examples: [cyan]cifarctl predict photo.jpg -m runs/clf[/cyan], [cyan]find . -name '*.png' | cifarctl predict - -m
-    runs/clf[/cyan]
+    Examples: [cyan]cifarctl predict photo.jpg[/cyan], [cyan]find . -name '*.png' | cifarctl predict -[/cyan]
     """
     from cifarctl import weights
     from cifarctl.cli.records import open_writer

@@ -25,6 +25,22 @@ _NAMES = {
 }
 
 
+_CLASSIFIER_COLUMNS = {
+    "accuracy": "accuracy",
+    "accuracy_ci95": "95 %",
+    "macro_f1": "F1",
+    "nll": "NLL",
+    "ece": "ECE",
+}
+_AUTOENCODER_COLUMNS = {
+    "psnr": "PSNR",
+    "psnr_image_mean": "mean",
+    "ssim": "SSIM",
+    "pca_psnr": "PCA",
+    "latent_floats": "floats",
+}
+
+
 def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str]) -> Group:
     """Metrics by their full names, then `more` rows as they are."""
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -37,6 +53,56 @@ def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str
     for name, value in more.items():
         table.add_row(name, value)
     return Group(Text(title, style="bold"), "", table)
+
+
+def comparison_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Several results of `evaluate` by model and split, with the gap to the first split where there are others."""
+    splits = list(dict.fromkeys(result["split"] for result in results))
+    classifiers = results[0]["kind"] == "classifier"
+    columns = _CLASSIFIER_COLUMNS if classifiers else _AUTOENCODER_COLUMNS
+    main = next(iter(columns))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("split")
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    if len(splits) > 1:
+        table.add_column(f"− {splits[0]}", justify="right")
+    for model in dict.fromkeys(result["model"] for result in results):
+        rows = [result for result in results if result["model"] == model]
+        for row in rows:
+            cells = [_short(name, row["metrics"][name]) for name in columns]
+            gap = row["metrics"][main] - rows[0]["metrics"][main]
+            if len(splits) > 1:
+                cells.append("" if row is rows[0] else f"{100 * gap:+.2f}" if classifiers else f"{gap:+.2f}")
+            table.add_row(model_name(model), row["split"], *cells)
+    return table
+
+
+def difference_line(difference: Mapping[str, Any]) -> str:
+    """That one model is better than another, with the interval and the p-value, as a sentence."""
+    first, second = model_name(difference["first"]), model_name(difference["second"])
+    factor, unit = (100, "points") if difference["metric"] == "accuracy" else (1, "dB")
+    low, high = (factor * bound for bound in difference["ci95"])
+    p_value = difference["p_value"]
+    verb = "right" if difference["metric"] == "accuracy" else "better"
+    return (
+        f"{second} less {first} on {difference['split']}: {factor * difference['difference']:+.2f} {unit}"
+        f" (95 %: {low:+.2f} to {high:+.2f}), p {'< 0.0001' if p_value < 1e-4 else f'= {p_value:.4f}'};"
+        f" {difference['only_second']:,} images {verb} only with {second},"
+        f" {difference['only_first']:,} only with {first}"
+    )
+
+
+def model_name(path: str) -> str:
+    """A run's folder rather than the file in it."""
+    return path.removesuffix("/model.safetensors")
+
+
+def _short(name: str, value: Any) -> str:
+    if name == "accuracy_ci95":
+        return f"{100 * value[0]:.2f}–{100 * value[1]:.2f}"
+    return f"{value:.2f}" if "psnr" in name else format_metric(name, value)
 
 
 def format_metric(name: str, value: Any) -> str:

@@ -71,7 +71,8 @@ def _side_by_side(x: Tensor, count: int) -> Tensor:
     memory.
     """
     n, c, h, w = x.shape
-    rows = x.new_zeros(n // count, h, count, w + 1, c)
+    rows = x.new_empty(n // count, h, count, w + 1, c)
+    rows[:, :, :, w] = 0
     rows[:, :, :, :w] = x.permute(0, 2, 3, 1).reshape(n // count, count, h, w, c).transpose(1, 2)
     return rows.view(n // count, h, count * (w + 1), c).permute(0, 3, 1, 2)
 

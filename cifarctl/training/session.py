@@ -3,6 +3,7 @@ this.
 """
 
 import platform
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,6 +27,9 @@ from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction
 from cifarctl.training.recipes import ClassifierRecipe, Recipe
 from cifarctl.training.run_dir import RunDir, TensorBoardLog
+
+# Options that do not change what is learnt, or are spelled otherwise on the command line.
+_NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard"})
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,18 @@ class TrainOptions:
         else:
             recipe = recipes.CLASSIFIERS[self.recipe]
         return Recipe(**{**asdict(recipe), **(self.overrides or {})})
+
+    @property
+    def command(self) -> str:
+        """The shortest command line that trains the same, but for where files lie."""
+        given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
+        given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)} | (
+            self.overrides or {}
+        )
+        words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
+        for name, value in given.items():
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        return shlex.join(words)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], path: Path) -> "TrainOptions":
@@ -176,6 +192,7 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
         config,
         train_set.classes if options.kind == "classifier" else (),
         options.source.describe(),
+        training={"command": options.command, "versions": _versions()},
     )
     board: TensorBoardLog | None = None
     try:
@@ -258,9 +275,13 @@ def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precisi
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": precision,
-        "versions": {"cifarctl": cifarctl.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": _versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _versions() -> dict[str, str]:
+    return {"cifarctl": cifarctl.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _log_sample(board: TensorBoardLog, model: Model, val_set: Dataset, epoch: int, precision: Precision) -> None:

@@ -1,0 +1,93 @@
+"""Where a training step of `cifarctl train-clf` spends its time.
+
+    python tests/benchmarks/train_profile.py [--recipe fast] [--steps 8]
+
+Profiles the recipe's own steps on drawn images, at every side that it scales images to, weighted by the part of the run
+that has that side. Prints milliseconds a step and shares of the time in operators.
+"""
+
+import argparse
+import os
+from collections import defaultdict
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from cifarctl import models
+from cifarctl.data.synthetic import draw_synthetic
+from cifarctl.hardware import autocast, reuse_memory, select_precision
+from cifarctl.models.classifiers import Airbench
+from cifarctl.training.objectives import Classification
+from cifarctl.training.optim import build_optimizer
+from cifarctl.training.recipes import CLASSIFIERS
+
+GROUPS = {
+    "convolution": ("convolution_backward", "mkldnn_convolution", "convolution", "_convolution", "conv2d"),
+    "matrix products": ("bmm", "mm", "addmm", "linear", "matmul"),
+    "max-pool": ("maximum", "ge", "mul", "sub", "amax"),
+    "batch norm": ("native_batch_norm", "native_batch_norm_backward"),
+    "SiLU": ("silu", "silu_backward"),
+    "copies and fills": (
+        "copy_",
+        "fill_",
+        "zero_",
+        "index",
+        "flip",
+        "where",
+        "cat",
+        "stack",
+        "_upsample_bilinear2d_aa",
+    ),
+}
+GROUP_OF = {f"aten::{name}": group for group, names in GROUPS.items() for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=CLASSIFIERS, default="fast")
+    parser.add_argument("--steps", type=int, default=8)
+    options = parser.parse_args()
+    recipe = CLASSIFIERS[options.recipe]
+    reuse_memory()
+    device = torch.device("cpu")
+    precision = select_precision("auto", device)
+    data = draw_synthetic(max(recipe.batch_size, 1000), seed=0)
+    model = models.build("airbench", **recipe.model).to(memory_format=torch.channels_last)
+    assert isinstance(model, Airbench)
+    model.initialize(data.images)
+    optimizer = build_optimizer(model, recipe)
+    objective = Classification(model, recipe, seed=0)
+    indices = torch.arange(recipe.batch_size)
+
+    def step(progress: float) -> None:
+        with autocast(device, precision):
+            x = objective.augment(data.images[indices], indices, 0, progress)
+            loss = objective.loss(x, data.labels[indices])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    times: dict[str, float] = defaultdict(float)
+    starts = (0.0, *(until for until, _ in recipe.sides))
+    for start, end in zip(starts, (*starts[1:], 1.0), strict=True):
+        for _ in range(4):
+            step(start)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            for _ in range(options.steps):
+                step(start)
+        for event in profiled.key_averages():
+            milliseconds = event.self_cpu_time_total / 1e3 / options.steps
+            times[GROUP_OF.get(event.key, "everything else")] += (end - start) * milliseconds
+
+    total = sum(times.values())
+    print(f"train-clf --recipe {options.recipe}, {precision}, batch {recipe.batch_size}: {total:.0f} ms a step")
+    for group in (*GROUPS, "everything else"):
+        print(f"{group:<17}{times[group]:7.1f} ms{times[group] / total:7.1%}")
+    share = (times["convolution"] + times["matrix products"]) / total
+    print(f"convolution and matrix products: {share:.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,47 @@
-"""Train, measure and use CIFAR-10 autoencoders and classifiers."""
+"""Train, measure and use CIFAR-10 autoencoders and classifiers.
+
+    import cifarctl
+
+    cifarctl.load().predict(["photo.jpg"])  # the pretrained classifier
+
+The verbs are those of the command line. Importing this package imports no torch; using a verb does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifarctl.api import (
+        LoadedAutoencoder,
+        LoadedClassifier,
+        Prediction,
+        Run,
+        download,
+        evaluate,
+        load,
+        train_autoencoder,
+        train_classifier,
+    )
 
 __version__ = "0.1.0"
+__all__ = [
+    "LoadedAutoencoder",
+    "LoadedClassifier",
+    "Prediction",
+    "Run",
+    "download",
+    "evaluate",
+    "load",
+    "train_autoencoder",
+    "train_classifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("cifarctl.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

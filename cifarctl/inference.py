@@ -47,6 +47,11 @@ def encode(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32")
     return _mapped(model, lambda batch: model.encode(to_float(batch)), images, precision, BATCH_SIZE)
 
 
+def decode(model: Autoencoder, latents: Tensor, *, precision: Precision = "fp32") -> Tensor:
+    """Latents, float (N, latent_dim) -> images, float32 (N, 3, 32, 32) in [0, 1]."""
+    return _mapped(model, model.decode, latents, precision, BATCH_SIZE)
+
+
 def _mapped(
     model: Model, function: Callable[[Tensor], Tensor], inputs: Tensor, precision: Precision, batch_size: int
 ) -> Tensor:

@@ -1,6 +1,9 @@
 """The README's promises that a test can keep."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,15 @@ def test_every_option_in_the_readmes_examples_exists(cifarctl: Cifarctl, command
     help_text = cifarctl(command, "--help").out
     assert f"cifarctl {command}" in README
     assert {option for option in shown_options(command) if option not in help_text} == set()
+
+
+def test_the_python_example_runs(photos: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    shutil.copy(next(photos.iterdir()), tmp_path / "photo.jpg")
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
+    answer, accuracy = done.stdout.splitlines()
+    assert re.match(r"\w+ 0\.\d+ \(\(", answer)
+    assert 0 <= float(accuracy) <= 1
 
 
 def test_the_readme_names_every_model_and_data_set() -> None:

@@ -1,0 +1,216 @@
+"""The commands' verbs for Python programs, as `cifarctl.load` and so on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifarctl import inference, weights
+from cifarctl.data import Source
+from cifarctl.data.archive import ARCHIVES
+from cifarctl.data.download import common_places, install, mirrors_from_environment
+from cifarctl.data.images import read_image
+from cifarctl.errors import ImageError
+from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
+from cifarctl.hardware import Device, select_device
+from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.training.recipes import ClassifierRecipe
+from cifarctl.training.session import Finished, TrainOptions, train
+
+PathLike = str | Path
+Images = Tensor | NDArray[np.uint8] | NDArray[np.float32] | PathLike | Sequence[PathLike]
+"""uint8, or float in [0, 1], (N, 3, 32, 32); or image files of any size."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer. top: (label, confidence), the likeliest first."""
+
+    label: str
+    confidence: float
+    top: tuple[tuple[str, float], ...]
+
+
+class LoadedClassifier:
+    """A classifier ready to use. module: the torch module. info: what its file says of it."""
+
+    def __init__(self, module: Classifier, info: weights.ModelInfo) -> None:
+        self.module, self.info = module, info
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return self.info.classes
+
+    def logits(self, images: Images, *, tta: bool = False) -> Tensor:
+        """Images -> calibrated logits, float32 (N, classes), in full precision.
+
+        tta: average over six views of each image that the model is unsure of. Raises ImageError on a file that cannot
+        be read, ValueError on another shape.
+        """
+        return inference.predict_logits(self.module, _to_tensor(images), tta=tta)
+
+    def predict(self, images: Images, *, top_k: int = 1, tta: bool = False) -> list[Prediction]:
+        """The `top_k` likeliest classes of each image, with their probabilities. Arguments as for `logits`."""
+        top = self.logits(images, tta=tta).softmax(1).topk(top_k)
+        answers = []
+        for confidences, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            ranked = tuple((self.classes[i], confidence) for i, confidence in zip(indices, confidences, strict=True))
+            answers.append(Prediction(*ranked[0], top=ranked))
+        return answers
+
+
+class LoadedAutoencoder:
+    """An autoencoder ready to use. module: the torch module. info: what its file says of it."""
+
+    def __init__(self, module: Autoencoder, info: weights.ModelInfo) -> None:
+        self.module, self.info = module, info
+
+    def encode(self, images: Images) -> Tensor:
+        """Images -> latents, float32 (N, D). Raises as `LoadedClassifier.logits`."""
+        return inference.encode(self.module, _to_tensor(images))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents, float (N, D) -> images, float32 (N, 3, 32, 32) in [0, 1]."""
+        return inference.decode(self.module, latents)
+
+    def reconstruct(self, images: Images) -> Tensor:
+        """`decode` after `encode`."""
+        return inference.reconstruct(self.module, _to_tensor(images))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run. summary: what its `summary.json` holds."""
+
+    path: Path
+    summary: dict[str, Any]
+
+
+def load(model: PathLike | None = None, *, device: Device = "auto") -> LoadedClassifier | LoadedAutoencoder:
+    """A `.safetensors` file or a run's folder; None is the pretrained classifier. Raises WeightsError, UsageError."""
+    path = weights.resolve(None if model is None else Path(model), "classifier")
+    chosen = select_device(device)
+    if weights.read_info(path).kind == "classifier":
+        return LoadedClassifier(*weights.load_classifier(path, chosen))
+    return LoadedAutoencoder(*weights.load_autoencoder(path, chosen))
+
+
+def train_classifier(
+    out: PathLike,
+    *,
+    data: str = "cifar10",
+    recipe: ClassifierRecipe = "fast",
+    arch: str | None = None,
+    encoder: PathLike | None = None,
+    finetune: bool = False,
+    seed: int = 0,
+    limit: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Train into the folder `out`, as `cifarctl train-clf`. overrides: fields of `training.recipes.Recipe`, `epochs`
+    for one.
+
+    An archive must have been downloaded. Raises CifarctlError.
+    """
+    options = TrainOptions(
+        kind="classifier",
+        data=data,
+        recipe=recipe,
+        arch=arch,
+        encoder=str(encoder) if encoder else None,
+        finetune=finetune,
+        seed=seed,
+        limit=limit,
+        device=device,
+        overrides=overrides,
+    )
+    return _train(options, out, overwrite=overwrite)
+
+
+def train_autoencoder(
+    out: PathLike,
+    *,
+    data: str = "cifar10",
+    arch: str | None = None,
+    latent_dim: int | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    device: Device = "auto",
+    overwrite: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Train into the folder `out`, as `cifarctl train-ae`. Arguments as for `train_classifier`."""
+    options = TrainOptions(
+        kind="autoencoder",
+        data=data,
+        arch=arch,
+        latent_dim=latent_dim,
+        seed=seed,
+        limit=limit,
+        device=device,
+        overrides=overrides,
+    )
+    return _train(options, out, overwrite=overwrite)
+
+
+def evaluate(
+    model: LoadedClassifier | LoadedAutoencoder,
+    *,
+    data: str | None = None,
+    split: Literal["train", "val", "test"] = "test",
+    tta: bool = False,
+) -> ClassifierReport | AutoencoderReport:
+    """Measure a model on a split of `data`, by default of the data that it was trained on. Raises DataError."""
+    source = Source.trained_on(model.info.data, data, None)
+    device = next(model.module.parameters()).device
+    images = source.load(split).to(device)
+    if isinstance(model, LoadedClassifier):
+        return evaluate_classifier(model.module, images, tta=tta)
+    return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
+
+
+def download(data: Literal["cifar10", "cifar100"] = "cifar10") -> Path:
+    """Get and verify a data set, unless it is there. Returns its file. Raises DownloadError."""
+    path, archive = Source(data).path, ARCHIVES[data]
+    if not path.exists():
+        urls = [*mirrors_from_environment(), *archive.urls]
+        for _ in install(archive, urls, archive.sha256, path, places=common_places(path.parent)):
+            pass
+    return path
+
+
+def _train(options: TrainOptions, out: PathLike, *, overwrite: bool) -> Run:
+    for event in train(options, Path(out), overwrite=overwrite):
+        if isinstance(event, Finished):
+            return Run(event.run, event.summary)
+    raise AssertionError("a training run ends with Finished")
+
+
+def _to_tensor(images: Images) -> Tensor:
+    if isinstance(images, str | Path):
+        images = [images]
+    if not isinstance(images, Tensor | np.ndarray):
+        return torch.from_numpy(np.stack([_read(Path(path)) for path in images]))
+    tensor = torch.as_tensor(images)
+    if (
+        tensor.ndim != 4
+        or tensor.shape[1:] != (3, 32, 32)
+        or not (tensor.dtype == torch.uint8 or tensor.is_floating_point())
+    ):
+        raise ValueError(f"images are {tensor.dtype} {tuple(tensor.shape)}, not uint8 or float (N, 3, 32, 32)")
+    return tensor
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    try:
+        return read_image(path)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None

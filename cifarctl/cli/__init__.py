@@ -1,8 +1,10 @@
 """The `cifarctl` command: options in, text out. Everything else is in the library below it."""
 
+import inspect
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -17,17 +19,22 @@ from cifarctl.cli.train_ae import train_ae
 from cifarctl.cli.train_clf import train_clf
 from cifarctl.errors import CifarctlError
 
+
+def _help(command: Callable[..., None]) -> str:
+    """A command's docstring as typer shows it best: paragraphs unwrapped, and each example on its line."""
+    *prose, examples = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    paragraphs = [paragraph.replace("\n", " ") for paragraph in prose]
+    heading, *lines = examples.splitlines()
+    return "\n\n".join([*paragraphs, "\n".join([heading, *(f"[cyan]{line}[/cyan]" for line in lines)])])
+
+
 app = typer.Typer(
     name="cifarctl",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-app.command("download")(download)
-app.command("train-ae")(train_ae)
-app.command("train-clf")(train_clf)
-app.command("evaluate")(evaluate)
-app.command("reconstruct")(reconstruct)
-app.command("predict")(predict)
+for _command in (download, train_ae, train_clf, evaluate, reconstruct, predict):
+    app.command(_command.__name__.replace("_", "-"), help=_help(_command))(_command)
 
 
 def _show_version(wanted: bool) -> None:

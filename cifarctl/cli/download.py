@@ -55,7 +55,9 @@ def download(
     Copies that other tools have left in the usual places are used first. Then the mirrors compete, and what was
     interrupted goes on where it stopped. The SHA-256 is checked before anything is read, and nothing is extracted.
 
-    Examples: [cyan]cifarctl download[/cyan], [cyan]cifarctl download --from cifar-10-python.tar.gz[/cyan]
+    Examples:
+      cifarctl download
+      cifarctl download --from cifar-10-python.tar.gz
     """
     from cifarctl.data import Source
     from cifarctl.data.archive import ARCHIVES

@@ -66,9 +66,10 @@ def evaluate(
 
     Several models of a kind are compared on the same images, with the difference's interval and p-value.
 
-    Examples: [cyan]cifarctl evaluate -m runs/clf --plots figures[/cyan],
-    [cyan]cifarctl evaluate -m runs/clf --fail-under accuracy=0.9[/cyan], [cyan]cifarctl evaluate -m runs/a -m
-    runs/b[/cyan]
+    Examples:
+      cifarctl evaluate -m runs/clf --plots figures
+      cifarctl evaluate -m runs/clf --fail-under accuracy=0.9
+      cifarctl evaluate -m runs/a -m runs/b
     """
     from cifarctl.cli.download import ensure_data
     from cifarctl.cli.tables import comparison_table, difference_line

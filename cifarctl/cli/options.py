@@ -10,7 +10,7 @@ from cifarctl.hardware import Precision as PrecisionName
 
 DATA_PANEL = "Data"
 MODEL_PANEL = "Model"
-TRAINING_PANEL = "Training"
+TRAINING_PANEL = "Training (default: the recipe's values)"
 RUN_PANEL = "Run"
 OUTPUT_PANEL = "Output"
 
@@ -94,34 +94,49 @@ Quiet = Annotated[
 
 # train-ae and train-clf
 Epochs = Annotated[
-    int | None, typer.Option(min=1, help="Passes over the training split.", rich_help_panel=TRAINING_PANEL)
+    int | None, typer.Option(min=1, metavar="N", help="Passes over the training split.", rich_help_panel=TRAINING_PANEL)
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.", rich_help_panel=TRAINING_PANEL)]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Images a step.", rich_help_panel=TRAINING_PANEL)
+]
 LearningRate = Annotated[
-    float | None, typer.Option("--lr", min=0.0, help="Peak learning rate.", rich_help_panel=TRAINING_PANEL)
+    float | None, typer.Option("--lr", min=0.0, metavar="X", help="Peak learning rate.", rich_help_panel=TRAINING_PANEL)
 ]
-WeightDecay = Annotated[float | None, typer.Option(min=0.0, help="Weight decay.", rich_help_panel=TRAINING_PANEL)]
+WeightDecay = Annotated[
+    float | None, typer.Option(min=0.0, metavar="X", help="Weight decay.", rich_help_panel=TRAINING_PANEL)
+]
 Ema = Annotated[
     float | None,
     typer.Option(
-        min=0.0, max=0.99999, help="Decay of an average of the weights, which is kept.", rich_help_panel=TRAINING_PANEL
+        min=0.0,
+        max=0.99999,
+        metavar="X",
+        help="Decay of an average of the weights, which is kept.",
+        rich_help_panel=TRAINING_PANEL,
     ),
 ]
 Seed = Annotated[
     int,
     typer.Option(
-        min=0, max=2**31 - 1, help="Draws the split, the first weights and the batches.", rich_help_panel=TRAINING_PANEL
+        min=0,
+        max=2**31 - 1,
+        metavar="N",
+        help="Draws the split, the first weights and the batches.",
+        rich_help_panel=TRAINING_PANEL,
     ),
 ]
 ValSize = Annotated[
     int | None,
     typer.Option(
         min=1,
+        metavar="N",
         help="Images held out for validation. Default: 2,000, or a tenth where that is fewer.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Train on so many images only.", rich_help_panel=DATA_PANEL)]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Train on so many images only.", rich_help_panel=DATA_PANEL)
+]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.", rich_help_panel=RUN_PANEL)]
 Out = Annotated[
     Path | None,

@@ -53,7 +53,9 @@ def predict(
     Answers come in the order of the inputs, while they are computed. A file that cannot be read is answered with its
     error, the others are not affected, and the exit code is 1.
 
-    Examples: [cyan]cifarctl predict photo.jpg[/cyan], [cyan]find . -name '*.png' | cifarctl predict -[/cyan]
+    Examples:
+      cifarctl predict photo.jpg
+      find . -name '*.png' | cifarctl predict - -m runs/clf
     """
     from cifarctl import weights
     from cifarctl.cli.records import open_writer

@@ -47,8 +47,9 @@ def reconstruct(
 
     Images of another size are resized to 32×32 first.
 
-    Examples: [cyan]cifarctl reconstruct -m runs/ae[/cyan], [cyan]cifarctl reconstruct photo.jpg -m runs/ae -o
-    out.png[/cyan]
+    Examples:
+      cifarctl reconstruct -m runs/ae
+      cifarctl reconstruct photo.jpg -m runs/ae -o out.png
     """
     from cifarctl import weights
     from cifarctl.evaluation import psnr

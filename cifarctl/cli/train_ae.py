@@ -46,7 +46,9 @@ def train_ae(
 
     Missing data is downloaded first. The run's folder gets the weights, curves, reconstructions and TensorBoard events.
 
-    Examples: [cyan]cifarctl train-ae[/cyan], [cyan]cifarctl train-ae --latent-dim 128 --out runs/ae128[/cyan]
+    Examples:
+      cifarctl train-ae
+      cifarctl train-ae --latent-dim 128 --out runs/ae128
     """
     from cifarctl.cli.training import recipe_overrides, run_training
     from cifarctl.training.session import TrainOptions

@@ -69,7 +69,10 @@ def train_clf(
     Missing data is downloaded first. The run's folder gets the weights, curves, confusion matrix and TensorBoard
     events.
 
-    Examples: [cyan]cifarctl train-clf[/cyan], [cyan]cifarctl train-clf --encoder runs/ae --out runs/head[/cyan]
+    Examples:
+      cifarctl train-clf
+      cifarctl train-clf --recipe best --out runs/best
+      cifarctl train-clf --encoder runs/ae --out runs/head
     """
     from cifarctl.cli.training import recipe_overrides, run_training
     from cifarctl.training.session import TrainOptions

@@ -1,7 +1,10 @@
 """What all commands share: help that is fast, one line for what goes wrong, and the same program under both names."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +25,7 @@ def test_help_lists_the_six_commands(installed: Cifarctl) -> None:
 def test_every_command_explains_itself_in_80_columns(installed: Cifarctl, name: str) -> None:
     done = installed(name, "--help", env={"COLUMNS": "80"})
     assert done.code == 0
-    assert "Examples: cifarctl" in done.out
+    assert re.search(r"Examples:\s+cifarctl", done.out)
     assert max(len(line) for line in done.out.splitlines()) <= 80
 
 
@@ -85,3 +88,48 @@ def test_a_terminal_with_another_encoding_is_no_failure(installed: Cifarctl) -> 
     done = installed("predict", "ключ.png", "-m", "ключ.safetensors", env={"PYTHONIOENCODING": "cp1252"})
     assert done.code == 1
     assert "no such file" in done.error
+
+
+class TestCompletion:
+    """What bash asks for when Tab is pressed, in the words that it asks with."""
+
+    @pytest.fixture
+    def offered(
+        self, installed: Cifarctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[str], list[str]]:
+        monkeypatch.chdir(tmp_path)
+        for name in ("runs/a", "runs/b"):
+            (tmp_path / name).mkdir(parents=True)
+        (tmp_path / "runs/a/model.safetensors").touch()
+        (tmp_path / "other.safetensors").touch()
+        (tmp_path / "other.txt").touch()
+
+        def offered(line: str) -> list[str]:
+            words = line.split(" ")
+            environment = {
+                "_CIFARCTL_COMPLETE": "complete_bash",
+                "COMP_WORDS": line,
+                "COMP_CWORD": str(len(words) - 1),
+            }
+            return installed(env=environment).out.split()
+
+        return offered
+
+    @pytest.mark.parametrize(
+        ("line", "offers"),
+        [
+            ("cifarctl pre", ["predict"]),
+            ("cifarctl predict -m ", ["other.safetensors", "runs/"]),
+            ("cifarctl predict -m runs/", ["runs/a", "runs/b/"]),
+            ("cifarctl predict -m oth", ["other.safetensors"]),
+            ("cifarctl predict -m none/", []),
+            ("cifarctl train-clf --arch ", ["airbench", "mlp"]),
+            ("cifarctl train-ae --arch c", ["conv2"]),
+            ("cifarctl train-clf --recipe ", ["fast", "best"]),
+            ("cifarctl train-clf --data c", ["cifar10", "cifar100"]),
+            ("cifarctl train-clf --data r", ["runs/"]),
+            ("cifarctl evaluate --split t", ["train", "test"]),
+        ],
+    )
+    def test_tab_offers_what_fits(self, offered: Callable[[str], list[str]], line: str, offers: list[str]) -> None:
+        assert offered(line) == offers

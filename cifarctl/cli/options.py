@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cifarctl.cli.completion import complete_data, complete_model
 from cifarctl.hardware import Device as DeviceName
 from cifarctl.hardware import Precision as PrecisionName
 
@@ -19,6 +20,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="NAME|DIR",
+        autocompletion=complete_data,
         help="cifar10, cifar100, synthetic (drawn shapes, no download), or a folder DIR/{train,test}/CLASS/*.png.",
         rich_help_panel=DATA_PANEL,
     ),
@@ -28,6 +30,7 @@ ModelsData = Annotated[
     typer.Option(
         "--data",
         metavar="NAME|DIR",
+        autocompletion=complete_data,
         help="As for training. Default: the data that the model was trained on.",
         rich_help_panel=DATA_PANEL,
     ),
@@ -52,6 +55,7 @@ ModelPath = Annotated[
         "--model",
         "-m",
         metavar="FILE|RUN",
+        autocompletion=complete_model,
         help="A .safetensors file or a run's folder.",
         rich_help_panel=MODEL_PANEL,
     ),
@@ -62,6 +66,7 @@ ModelOrPretrained = Annotated[
         "--model",
         "-m",
         metavar="FILE|RUN",
+        autocompletion=complete_model,
         help="A .safetensors file or a run's folder. Default: the pretrained classifier.",
         rich_help_panel=MODEL_PANEL,
     ),
@@ -72,6 +77,7 @@ ModelPaths = Annotated[
         "--model",
         "-m",
         metavar="FILE|RUN",
+        autocompletion=complete_model,
         help="A .safetensors file or a run's folder; several are compared. Default: the pretrained classifier.",
         rich_help_panel=MODEL_PANEL,
     ),

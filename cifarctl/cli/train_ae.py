@@ -6,6 +6,7 @@ import typer
 
 from cifarctl import models
 from cifarctl.cli import options as opt
+from cifarctl.cli.completion import complete_arch
 from cifarctl.cli.output import Output
 
 
@@ -19,7 +20,10 @@ def train_ae(
     arch: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help=f"One of: {', '.join(models.names('autoencoder'))}.", rich_help_panel=opt.MODEL_PANEL
+            metavar="NAME",
+            autocompletion=complete_arch("autoencoder"),
+            help=f"One of: {', '.join(models.names('autoencoder'))}.",
+            rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
     latent_dim: Annotated[

@@ -7,6 +7,7 @@ import typer
 
 from cifarctl import models
 from cifarctl.cli import options as opt
+from cifarctl.cli.completion import complete_arch, complete_model
 from cifarctl.cli.output import Output
 from cifarctl.training.recipes import ClassifierRecipe
 
@@ -21,13 +22,17 @@ def train_clf(
     arch: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help=f"One of: {', '.join(models.names('classifier'))}.", rich_help_panel=opt.MODEL_PANEL
+            metavar="NAME",
+            autocompletion=complete_arch("classifier"),
+            help=f"One of: {', '.join(models.names('classifier'))}.",
+            rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
     encoder: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|RUN",
+            autocompletion=complete_model,
             help="Classify the latents of this autoencoder (frozen), not pixels.",
             rich_help_panel=opt.MODEL_PANEL,
         ),

@@ -1,0 +1,42 @@
+"""What the shell offers after Tab. Runs at every press of it, so nothing here imports torch or walks a tree."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cifarctl import models
+
+_DATA = ("cifar10", "cifar100", "synthetic")
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Runs, weights files, and folders that may lead to one."""
+    found = []
+    for path in _starting_with(incomplete):
+        if path.is_dir():
+            found.append(str(path) if (path / "model.safetensors").is_file() else f"{path}/")
+        elif path.suffix == ".safetensors":
+            found.append(str(path))
+    return found
+
+
+def complete_data(incomplete: str) -> list[str]:
+    """Data sets by name, and folders."""
+    names = [name for name in _DATA if name.startswith(incomplete)]
+    return names + [f"{path}/" for path in _starting_with(incomplete) if path.is_dir()]
+
+
+def complete_arch(kind: models.Kind) -> Callable[[str], list[str]]:
+    """The registered models of a kind."""
+    return lambda incomplete: [name for name in models.names(kind) if name.startswith(incomplete)]
+
+
+def _starting_with(incomplete: str) -> list[Path]:
+    """The visible entries of a folder whose paths start so, sorted."""
+    folder, prefix = (
+        (Path(incomplete), "") if incomplete.endswith("/") else (Path(incomplete).parent, Path(incomplete).name)
+    )
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [path for path in entries if path.name.startswith(prefix) and (prefix or not path.name.startswith("."))]

@@ -32,9 +32,9 @@ def complete_arch(kind: models.Kind) -> Callable[[str], list[str]]:
 
 def _starting_with(incomplete: str) -> list[Path]:
     """The visible entries of a folder whose paths start so, sorted."""
-    folder, prefix = (
-        (Path(incomplete), "") if incomplete.endswith("/") else (Path(incomplete).parent, Path(incomplete).name)
-    )
+    folder, prefix = Path(incomplete), ""
+    if not incomplete.endswith("/"):
+        folder, prefix = folder.parent, folder.name
     try:
         entries = sorted(folder.iterdir())
     except OSError:

@@ -93,6 +93,10 @@ Precision = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+Show = Annotated[
+    bool,
+    typer.Option("--show", help="Draw the images on the terminal, in coloured cells.", rich_help_panel=OUTPUT_PANEL),
+]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=OUTPUT_PANEL)]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=OUTPUT_PANEL)

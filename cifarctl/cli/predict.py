@@ -4,13 +4,17 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output
 from cifarctl.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FORMATS: dict[str, Literal["jsonl", "json", "csv"]] = {".json": "json", ".csv": "csv"}
 
@@ -44,6 +48,7 @@ def predict(
             "--out", "-o", metavar="FILE", help="Write here, not to stdout.", rich_help_panel=opt.OUTPUT_PANEL
         ),
     ] = None,
+    show: opt.Show = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
     quiet: opt.Quiet = False,
@@ -58,6 +63,7 @@ def predict(
       find . -name '*.png' | cifarctl predict - -m runs/clf
     """
     from cifarctl import weights
+    from cifarctl.cli.preview import show_images
     from cifarctl.cli.records import open_writer
     from cifarctl.data.images import expand
     from cifarctl.hardware import select_device, select_precision
@@ -75,7 +81,7 @@ def predict(
     output = Output(quiet=quiet)
     failed = total = 0
     with open_writer(format, out, top_k) as write:
-        for record in _classify(
+        for record, pixels in _classify(
             expand(_paths(image)),
             classifier,
             info.classes,
@@ -84,6 +90,8 @@ def predict(
             tta,
             select_precision(precision, chosen_device),
         ):
+            if show and pixels is not None:
+                show_images([pixels], [f"{record['label']} {record['confidence']:.1%}"], output)
             total += 1
             failed += "error" in record
             write(record)
@@ -110,8 +118,8 @@ def _paths(arguments: list[str]) -> Iterator[Path]:
 
 def _classify(
     paths: Iterator[Path], model: Any, classes: tuple[str, ...], top_k: int, batch_size: int, tta: bool, precision: Any
-) -> Iterator[dict[str, Any]]:
-    """One record a path, in order. At most a few batches are in memory."""
+) -> "Iterator[tuple[dict[str, Any], NDArray[np.uint8] | None]]":
+    """One record a path, in order, with the image that the model saw. At most a few batches are in memory."""
     import numpy as np
     import torch
 
@@ -131,10 +139,10 @@ def _classify(
             answers = zip(top.values.tolist(), top.indices.tolist(), strict=True)
         for path, image in batch:
             if isinstance(image, ImageError):
-                yield {"path": str(path), "error": str(image)}
+                yield {"path": str(path), "error": str(image)}, None
                 continue
             ranked = [
                 {"label": classes[index], "confidence": round(confidence, 6)}
                 for confidence, index in zip(*next(answers), strict=True)
             ]
-            yield {"path": str(path), **ranked[0], "top": ranked}
+            yield {"path": str(path), **ranked[0], "top": ranked}, image

@@ -39,6 +39,7 @@ def reconstruct(
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = Path("reconstructions.png"),
+    show: opt.Show = False,
     device: opt.Device = "auto",
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -51,7 +52,10 @@ def reconstruct(
       cifarctl reconstruct -m runs/ae
       cifarctl reconstruct photo.jpg -m runs/ae -o out.png
     """
+    import torch
+
     from cifarctl import weights
+    from cifarctl.cli.preview import show_images
     from cifarctl.evaluation import psnr
     from cifarctl.hardware import select_device
     from cifarctl.inference import reconstruct as reconstruct_images
@@ -77,6 +81,10 @@ def reconstruct(
     outputs = reconstruct_images(autoencoder, images).cpu()
     decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
     _write(images, outputs, names, out)
+    if show:
+        pairs = torch.stack((images, (outputs * 255).round().byte()), dim=1).flatten(0, 1)
+        captions = [text for name, value in zip(names, decibels, strict=True) for text in (name, f"{value:.1f} dB")]
+        show_images(list(pairs.numpy()), captions, output)
     result: dict[str, Any] = {
         "model": str(path),
         "out": str(out),

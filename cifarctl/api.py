@@ -19,8 +19,9 @@ from cifarctl.errors import ImageError
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
 from cifarctl.hardware import Device, select_device
 from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.training.options import TrainOptions
 from cifarctl.training.recipes import ClassifierRecipe
-from cifarctl.training.session import Finished, TrainOptions, train
+from cifarctl.training.session import Finished, train
 
 PathLike = str | Path
 Images = Tensor | NDArray[np.uint8] | NDArray[np.float32] | PathLike | Sequence[PathLike]

@@ -55,7 +55,7 @@ def train_ae(
       cifarctl train-ae --latent-dim 128 --out runs/ae128
     """
     from cifarctl.cli.training import recipe_overrides, run_training
-    from cifarctl.training.session import TrainOptions
+    from cifarctl.training.options import TrainOptions
 
     run_training(
         context,

@@ -80,7 +80,7 @@ def train_clf(
       cifarctl train-clf --encoder runs/ae --out runs/head
     """
     from cifarctl.cli.training import recipe_overrides, run_training
-    from cifarctl.training.session import TrainOptions
+    from cifarctl.training.options import TrainOptions
 
     run_training(
         context,

@@ -15,7 +15,8 @@ from cifarctl.errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from cifarctl.training.session import Event, TrainOptions
+    from cifarctl.training.options import TrainOptions
+    from cifarctl.training.session import Event
 
 
 def run_training(
@@ -30,8 +31,9 @@ def run_training(
 ) -> None:
     """Train as `options` say, show it, and give the summary."""
     from cifarctl.cli.download import ensure_data
+    from cifarctl.training.options import TrainOptions, check
     from cifarctl.training.run_dir import RunDir
-    from cifarctl.training.session import TrainOptions, check, train
+    from cifarctl.training.session import train
 
     command = str(context.info_name)
     if resume:

@@ -3,10 +3,9 @@ this.
 """
 
 import platform
-import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,97 +13,18 @@ import torch
 
 import cifarctl
 from cifarctl import models, plots, weights
-from cifarctl.data import Dataset, Source
-from cifarctl.errors import RunDirError, UsageError
+from cifarctl.data import Dataset
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
-from cifarctl.hardware import Device, Precision, reuse_memory, select_device, select_precision
+from cifarctl.hardware import Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP
-from cifarctl.training import recipes
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction
-from cifarctl.training.recipes import ClassifierRecipe, Recipe
+from cifarctl.training.options import TrainOptions, check
+from cifarctl.training.recipes import Recipe
 from cifarctl.training.run_dir import RunDir, TensorBoardLog
-
-# Options that do not change what is learnt, or are spelled otherwise on the command line.
-_NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard"})
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """Everything that decides what a run does; it is stored in the run's `config.json`.
-
-    kind: what to train. data, data_dir, val_size, limit, seed: see `data.Source`; the seed also draws the first weights
-    and the batches.
-    arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
-    encoder: for a classifier, the weights file or run folder of the autoencoder whose latents it reads. finetune: train
-    that encoder too. recipe: of a classifier of pixels. overrides: fields of the recipe, by name.
-    """
-
-    kind: models.Kind
-    data: str = "cifar10"
-    data_dir: str | None = None
-    val_size: int | None = None
-    seed: int = 0
-    arch: str | None = None
-    latent_dim: int | None = None
-    encoder: str | None = None
-    finetune: bool = False
-    recipe: ClassifierRecipe = "fast"
-    overrides: dict[str, Any] | None = None
-    limit: int | None = None
-    device: Device = "auto"
-    precision: Precision = "auto"
-    compile: bool = False
-    tensorboard: bool = True
-
-    @property
-    def source(self) -> Source:
-        """The data set and its split."""
-        return Source(self.data, self.val_size, self.seed, self.limit, Path(self.data_dir) if self.data_dir else None)
-
-    @property
-    def model_name(self) -> str:
-        """The registered model to train."""
-        if self.encoder and self.arch in (None, "mlp"):
-            return "mlp"
-        return self.arch or models.names(self.kind)[0]
-
-    @property
-    def settings(self) -> Recipe:
-        """The recipe's values for this task, with the overrides."""
-        if self.kind == "autoencoder":
-            recipe = recipes.AUTOENCODER
-        elif self.encoder and self.finetune:
-            recipe = recipes.FINETUNE
-        elif self.model_name == "mlp":
-            recipe = recipes.HEAD
-        else:
-            recipe = recipes.CLASSIFIERS[self.recipe]
-        return Recipe(**{**asdict(recipe), **(self.overrides or {})})
-
-    @property
-    def command(self) -> str:
-        """The shortest command line that trains the same, but for where files lie."""
-        given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
-        given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)} | (
-            self.overrides or {}
-        )
-        words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
-        for name, value in given.items():
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        return shlex.join(words)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], path: Path) -> "TrainOptions":
-        """The options in a run's `config.json`, at `path`. Raises RunDirError."""
-        options = config.get("options")
-        known = {option.name for option in fields(cls)}
-        if not isinstance(options, dict) or set(options) - known or "kind" not in options:
-            raise RunDirError(f"{path}: its options are not those of this version ({cifarctl.__version__})")
-        return cls(**options)
 
 
 @dataclass(frozen=True)
@@ -135,28 +55,6 @@ class Finished:
 
 
 Event = Started | StepDone | EpochDone | Measuring | Finished
-
-
-def check(options: TrainOptions) -> None:
-    """Raise UsageError on options that cannot go together, before any work is done."""
-    kind, name = options.kind, options.model_name
-    if name not in models.names(kind):
-        raise UsageError(f"--arch {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
-    if options.encoder and name != "mlp":
-        raise UsageError(f"--arch {name}: does not take --encoder", hint="leave --arch out, or --arch mlp")
-    if options.recipe != "fast" and name == "mlp":
-        raise UsageError(
-            f"--recipe {options.recipe}: for classifiers of pixels", hint="leave it out with --encoder or mlp"
-        )
-    if options.finetune and not options.encoder:
-        raise UsageError("--finetune: there is no --encoder to fine-tune")
-    if kind == "autoencoder" and options.latent_dim is not None:
-        try:
-            with torch.device("meta"):
-                models.build(name, latent_dim=options.latent_dim)
-        except ValueError as error:
-            raise UsageError(f"--latent-dim {options.latent_dim}: {error}") from None
-    select_precision(options.precision, select_device(options.device))
 
 
 def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Event]:

@@ -39,12 +39,18 @@ def download(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the data file if there is one.", rich_help_panel=opt.DATA_PANEL)
+        bool,
+        typer.Option(
+            "--force", metavar="", help="Replace the data file if there is one.", rich_help_panel=opt.DATA_PANEL
+        ),
     ] = False,
     offline: Annotated[
         bool,
         typer.Option(
-            "--offline", help="Never touch the network: use a copy on this machine.", rich_help_panel=opt.DATA_PANEL
+            "--offline",
+            metavar="",
+            help="Never touch the network: use a copy on this machine.",
+            rich_help_panel=opt.DATA_PANEL,
         ),
     ] = False,
     json: opt.Json = False,

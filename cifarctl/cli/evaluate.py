@@ -42,6 +42,7 @@ def evaluate(
         bool,
         typer.Option(
             "--tta/--no-tta",
+            metavar="",
             help="Average a classifier over six views of each image that it is unsure of.",
             rich_help_panel=opt.MODEL_PANEL,
         ),

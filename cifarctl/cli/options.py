@@ -47,7 +47,9 @@ DataDir = Annotated[
 ]
 Offline = Annotated[
     bool,
-    typer.Option("--offline", help="Never touch the network: fail where data is missing.", rich_help_panel=DATA_PANEL),
+    typer.Option(
+        "--offline", metavar="", help="Never touch the network: fail where data is missing.", rich_help_panel=DATA_PANEL
+    ),
 ]
 ModelPath = Annotated[
     Path | None,
@@ -83,23 +85,32 @@ ModelPaths = Annotated[
     ),
 ]
 Device = Annotated[
-    DeviceName, typer.Option("--device", help="auto takes the best there is.", rich_help_panel=RUN_PANEL)
+    DeviceName,
+    typer.Option(
+        "--device", metavar="NAME", help="auto (the best there is), cpu, cuda or mps.", rich_help_panel=RUN_PANEL
+    ),
 ]
 Precision = Annotated[
     PrecisionName,
     typer.Option(
         "--precision",
-        help="Of matrix products. auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.",
+        metavar="NAME",
+        help="Of matrix products: fp32, bf16, fp16, or auto: bf16 where the hardware has it, else fp16 on a GPU and "
+        "fp32 on a CPU.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
 Show = Annotated[
     bool,
-    typer.Option("--show", help="Draw the images on the terminal, in coloured cells.", rich_help_panel=OUTPUT_PANEL),
+    typer.Option(
+        "--show", metavar="", help="Draw the images on the terminal, in coloured cells.", rich_help_panel=OUTPUT_PANEL
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=OUTPUT_PANEL)]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="The result as JSON on stdout.", rich_help_panel=OUTPUT_PANEL)
+]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=OUTPUT_PANEL)
+    bool, typer.Option("--quiet", "-q", metavar="", help="Nothing on stderr but errors.", rich_help_panel=OUTPUT_PANEL)
 ]
 
 # train-ae and train-clf
@@ -147,7 +158,9 @@ ValSize = Annotated[
 Limit = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Train on so many images only.", rich_help_panel=DATA_PANEL)
 ]
-Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.", rich_help_panel=RUN_PANEL)]
+Compile = Annotated[
+    bool, typer.Option("--compile/--no-compile", metavar="", help="Use torch.compile.", rich_help_panel=RUN_PANEL)
+]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -155,9 +168,15 @@ Out = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the unfinished run in --out.", rich_help_panel=RUN_PANEL)
+    bool,
+    typer.Option("--resume", metavar="", help="Go on with the unfinished run in --out.", rich_help_panel=RUN_PANEL),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.", rich_help_panel=RUN_PANEL)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", metavar="", help="Replace the run in --out.", rich_help_panel=RUN_PANEL)
+]
 TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard/--no-tensorboard", help="Write TensorBoard events.", rich_help_panel=RUN_PANEL)
+    bool,
+    typer.Option(
+        "--tensorboard/--no-tensorboard", metavar="", help="Write TensorBoard events.", rich_help_panel=RUN_PANEL
+    ),
 ]

@@ -25,17 +25,23 @@ def predict(
     ],
     model: opt.ModelOrPretrained = None,
     top_k: Annotated[
-        int, typer.Option(min=1, help="Classes an image, the likeliest first.", rich_help_panel=opt.OUTPUT_PANEL)
+        int,
+        typer.Option(
+            min=1, metavar="K", help="Classes an image, the likeliest first.", rich_help_panel=opt.OUTPUT_PANEL
+        ),
     ] = 1,
     tta: Annotated[
         bool,
         typer.Option(
             "--tta/--no-tta",
+            metavar="",
             help="Average over six views of each image that the model is unsure of.",
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", rich_help_panel=opt.RUN_PANEL)] = 250,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images at a time.", rich_help_panel=opt.RUN_PANEL)
+    ] = 250,
     format: Annotated[
         Literal["table", "jsonl", "json", "csv"] | None,
         typer.Option(

@@ -27,7 +27,10 @@ def reconstruct(
         Literal["train", "val", "test"], typer.Option(help="Which images.", rich_help_panel=opt.DATA_PANEL)
     ] = "test",
     count: Annotated[
-        int, typer.Option(min=1, max=_MAX_COUNT, help="How many images of the split.", rich_help_panel=opt.DATA_PANEL)
+        int,
+        typer.Option(
+            min=1, max=_MAX_COUNT, metavar="N", help="How many images of the split.", rich_help_panel=opt.DATA_PANEL
+        ),
     ] = 12,
     out: Annotated[
         Path,

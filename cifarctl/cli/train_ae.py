@@ -28,7 +28,9 @@ def train_ae(
     ] = None,
     latent_dim: Annotated[
         int | None,
-        typer.Option(min=1, help="Floats an image is squeezed into. Default: 256.", rich_help_panel=opt.MODEL_PANEL),
+        typer.Option(
+            min=1, metavar="N", help="Floats an image is squeezed into. Default: 256.", rich_help_panel=opt.MODEL_PANEL
+        ),
     ] = None,
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,

@@ -38,7 +38,7 @@ def train_clf(
         ),
     ] = None,
     finetune: Annotated[
-        bool, typer.Option("--finetune", help="Train the encoder too.", rich_help_panel=opt.MODEL_PANEL)
+        bool, typer.Option("--finetune", metavar="", help="Train the encoder too.", rich_help_panel=opt.MODEL_PANEL)
     ] = False,
     recipe: Annotated[
         ClassifierRecipe,
@@ -53,6 +53,7 @@ def train_clf(
         typer.Option(
             min=0.0,
             max=0.99,
+            metavar="X",
             help="Part of each label that is spread over all classes.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),

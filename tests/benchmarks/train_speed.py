@@ -22,11 +22,19 @@ from measure import matmul_tflops
 CIFARCTL = str(Path(sys.executable).with_name("cifarctl"))
 
 
-def result(*arguments: str) -> dict[str, Any]:
-    """What the command prints with --json."""
-    done = subprocess.run([CIFARCTL, *arguments, "--json", "--quiet"], stdout=subprocess.PIPE, check=True)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+def trained(run: Path, *arguments: str) -> dict[str, Any]:
+    """Train into `run`, what the command prints into a file beside it, and return the run's summary."""
+    with run.with_suffix(".txt").open("w") as log:
+        command = [CIFARCTL, "train-clf", *arguments, "--out", str(run)]
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def augmented_accuracy(run: Path) -> float:
+    command = [CIFARCTL, "evaluate", "--model", str(run), "--tta", "--json", "--quiet"]
+    accuracy: float = json.loads(subprocess.check_output(command))["metrics"]["accuracy"]
+    return accuracy
 
 
 def main() -> None:
@@ -40,13 +48,13 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for seed in range(options.seeds):
-            run = str((options.runs or Path(temporary)) / f"seed{seed}")
+            run = (options.runs or Path(temporary)) / f"seed{seed}"
             before = matmul_tflops()
-            summary = result("train-clf", *others, "--seed", str(seed), "--out", run)
+            summary = trained(run, *others, "--seed", str(seed))
             tflops = (before + matmul_tflops()) / 2
-            history = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+            history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             images = sum(record["images_per_second"] * _seconds(history, i) for i, record in enumerate(history))
-            augmented = result("evaluate", "--model", run, "--tta")["metrics"]["accuracy"]
+            augmented = augmented_accuracy(run)
             seconds = summary["training_seconds"]
             rows.append((seconds, images / seconds, summary["test"]["accuracy"], augmented, tflops, seconds * tflops))
             print(f"{seed:>4} {_row(rows[-1])}", flush=True)

@@ -1,8 +1,10 @@
 """Augmentation of whole batches, as a few tensor operations on the device where they lie.
 
-All but `scale` take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw from torch's default
+Those that say no more take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw from torch's default
 generator, which the training loop seeds anew for every step.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,50 @@ def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
     """Source index of each of the size + 2 · padding pixels of a padded row."""
     index = torch.arange(-padding, size + padding, device=device).abs()
     return torch.where(index < size, index, 2 * (size - 1) - index)
+
+
+def random_affine(images: Tensor, scale: float, degrees: float, shear: float, probability: float) -> Tensor:
+    """Zoom, turn and shear each image with the given probability, filling by reflection; float images.
+
+    scale: zooms are from 1 / scale to scale, each axis a little apart. degrees: turns are up to so many either way.
+    shear: pixels that a line moves sideways, a pixel of its distance from the middle.
+    """
+    n, device = len(images), images.device
+
+    def draw(bound: float) -> Tensor:
+        return (2 * torch.rand(n, device=device) - 1) * bound
+
+    angle, slant, zoom, aspect = (
+        draw(bound) for bound in (math.radians(degrees), shear, math.log(scale), math.log(scale) / 2)
+    )
+    wide, high = (zoom + aspect).exp(), (zoom - aspect).exp()
+    matrix = torch.stack(
+        (
+            torch.stack((angle.cos() * wide, (slant - angle.sin()) * high, torch.zeros_like(angle)), 1),
+            torch.stack((angle.sin() * wide, angle.cos() * high, torch.zeros_like(angle)), 1),
+        ),
+        1,
+    )  # (N, 2, 3), from where a pixel goes to where it is from
+    chosen = torch.rand(n, device=device) < probability
+    moved = images[chosen]
+    grid = F.affine_grid(matrix[chosen], list(moved.shape), align_corners=False)
+    result = images.clone()
+    result[chosen] = F.grid_sample(moved, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return result
+
+
+def color_jitter(images: Tensor, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation of each image by factors from 1 - strength to 1 + strength; float
+    images.
+    """
+    brightness, contrast, saturation = (
+        1 + (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1) * strength
+    )
+    images = images * brightness
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = (images - mean) * contrast + mean
+    grey = images.mean(1, keepdim=True)
+    return ((images - grey) * saturation + grey).clamp(0, 1)
 
 
 def cutout(images: Tensor, side: int) -> Tensor:

@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarctl.data import Dataset
-from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, scale, to_float
+from cifarctl.data.augment import (
+    alternating_flip,
+    color_jitter,
+    cutout,
+    flip,
+    random_affine,
+    random_crop,
+    random_flip,
+    scale,
+    to_float,
+)
 from cifarctl.hardware import Precision
 from cifarctl.inference import encode, predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
@@ -44,16 +54,21 @@ class Objective(Protocol):
 
 
 def augment_images(images: Tensor, indices: Tensor, epoch: int, recipe: Recipe, seed: int) -> Tensor:
-    """The recipe's augmentation of a batch, uint8 (B, 3, 32, 32)."""
+    """The recipe's augmentation of a batch, uint8 (B, 3, 32, 32) -> float in [0, 1]."""
     if recipe.crop:
         images = random_crop(images, recipe.crop)
     if recipe.flip == "random":
         images = random_flip(images)
     elif recipe.flip == "alternating":
         images = alternating_flip(images, indices, epoch, seed)
+    images = to_float(images)
+    if recipe.affine:
+        images = random_affine(images, scale=1.25, degrees=15, shear=0.15, probability=recipe.affine)
+    if recipe.jitter:
+        images = color_jitter(images, recipe.jitter)
     if recipe.cutout:
         images = cutout(images, recipe.cutout)
-    return images
+    return to_float(images)
 
 
 class _OnImages:
@@ -66,7 +81,7 @@ class _OnImages:
         return images
 
     def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
-        images = to_float(augment_images(batch, indices, epoch, self.recipe, self.seed))
+        images = augment_images(batch, indices, epoch, self.recipe, self.seed)
         side = next((side for until, side in self.recipe.sides if progress < until), images.shape[-1])
         return scale(images, side)
 

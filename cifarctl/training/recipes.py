@@ -19,6 +19,8 @@ class Recipe:
     warmup: the part of all steps in which the rate rises from zero. schedule: how it falls to zero after that.
     label_smoothing: of the cross-entropy; autoencoders ignore it.
     flip: left-right mirroring. crop: shift by up to so many pixels. cutout: side of a grey square; 0 is none.
+    affine: the part of the images that are zoomed, turned and sheared. jitter: how far brightness, contrast and
+        saturation vary, as a part of themselves.
     ema: decay of the moving average of the weights that is validated and kept; 0 is none.
     sides: (until, pixels) pairs: images are scaled to `pixels` a side while less than `until` of all steps is done.
     model: arguments of the model's class.
@@ -35,6 +37,8 @@ class Recipe:
     flip: Literal["none", "random", "alternating"] = "none"
     crop: int = 0
     cutout: int = 0
+    affine: float = 0.0
+    jitter: float = 0.0
     ema: float = 0.0
     sides: tuple[tuple[float, int], ...] = ()
     model: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +79,8 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         flip="alternating",
         crop=4,
         cutout=12,
+        affine=0.5,
+        jitter=0.25,
         sides=((0.5, 24),),
         model={"widths": (96, 288, 320), "depth": 3},
     ),

@@ -1,7 +1,7 @@
 """Augmentation of whole batches, as a few tensor operations on the device where they lie.
 
-Those that say no more take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw from torch's default
-generator, which the training loop seeds anew for every step.
+Those that say no more take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw from torch's
+default generator, which the training loop seeds anew for every step.
 """
 
 import math

@@ -70,7 +70,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         sides=((0.5, 24),),
     ),
     "best": Recipe(
-        epochs=44,
+        epochs=40,
         batch_size=512,
         optimizer="muon",
         lr=0.09,
@@ -80,7 +80,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         crop=4,
         cutout=12,
         affine=0.5,
-        jitter=0.25,
+        jitter=0.2,
         sides=((0.5, 24),),
         model={"widths": (96, 288, 320), "depth": 3},
     ),

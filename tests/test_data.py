@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cifarctl.data import Source
-from cifarctl.data.augment import alternating_flip, cutout, flip, random_crop, random_flip, scale, views
+from cifarctl.data.augment import (
+    alternating_flip,
+    color_jitter,
+    cutout,
+    flip,
+    random_affine,
+    random_crop,
+    random_flip,
+    scale,
+    views,
+)
 from cifarctl.data.images import find_images, read_image, read_images
 from cifarctl.data.splits import stratified_split
 from cifarctl.errors import DataError, ImageError, UsageError
@@ -138,6 +148,40 @@ class TestAugmentation:
         assert filled.max() == 3 * 64
         assert filled.min() >= 3 * 16  # a corner
         assert (cutout(images, 8).amax((1, 2, 3)) == (128 if dtype == torch.uint8 else 0.5)).all()
+
+    def test_an_affine_change_leaves_the_rest_of_the_images_alone(self) -> None:
+        torch.manual_seed(0)
+        images = self.images.float() / 255
+        moved = random_affine(images, scale=1.25, degrees=15, shear=0.15, part=0.5)
+        same = (moved == images).flatten(1).all(1)
+        assert same.tolist() == [False] * 32 + [True] * 32
+        assert moved.min() >= 0
+        assert moved.max() <= 1
+        assert torch.equal(random_affine(images, 1.25, 15, 0.15, part=0.0), images)
+
+    def test_an_affine_change_of_nothing_is_the_image(self) -> None:
+        images = self.images.float() / 255
+        assert torch.allclose(random_affine(images, 1.0, 0, 0, part=1.0), images, atol=1e-4)
+
+    def test_a_zoom_by_two_makes_a_disc_four_times_as_large(self) -> None:
+        torch.manual_seed(0)
+        y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
+        disc = (x * x + y * y < 36).float().expand(300, 3, 32, 32)
+        areas = random_affine(disc, scale=2.0, degrees=0, shear=0, part=1.0)[:, 0].sum((1, 2))
+        ratio = areas / disc[0, 0].sum()
+        assert ratio.min() < 0.6  # not a quarter: what is outside is reflected
+        assert 2.8 < ratio.max() < 4.5
+
+    def test_jitter_changes_colours_within_their_range(self) -> None:
+        torch.manual_seed(0)
+        images = 0.25 + self.images.float() / 510
+        jittered = color_jitter(images, 0.2)
+        assert jittered.min() >= 0
+        assert jittered.max() <= 1
+        ratio = jittered.mean((1, 2, 3)) / images.mean((1, 2, 3))
+        assert 0.78 < ratio.min() < 0.87
+        assert 1.13 < ratio.max() < 1.22
+        assert torch.allclose(color_jitter(images, 0.0), images, atol=1e-6)
 
     def test_scaling_keeps_the_mean_and_the_layout(self) -> None:
         images = self.images.float() / 255

@@ -52,16 +52,19 @@ def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
     return torch.where(index < size, index, 2 * (size - 1) - index)
 
 
-def random_affine(images: Tensor, scale: float, degrees: float, shear: float, probability: float) -> Tensor:
-    """Zoom, turn and shear each image with the given probability, filling by reflection; float images.
+def random_affine(images: Tensor, scale: float, degrees: float, shear: float, part: float) -> Tensor:
+    """Zoom, turn and shear the first `part` of the images, which are in random order anyway, filling by reflection;
+    float images.
 
     scale: zooms are from 1 / scale to scale, each axis a little apart. degrees: turns are up to so many either way.
     shear: pixels that a line moves sideways, a pixel of its distance from the middle.
     """
-    n, device = len(images), images.device
+    n = round(part * len(images))
+    if n == 0:
+        return images
 
     def draw(bound: float) -> Tensor:
-        return (2 * torch.rand(n, device=device) - 1) * bound
+        return (2 * torch.rand(n, device=images.device) - 1) * bound
 
     angle, slant, zoom, aspect = (
         draw(bound) for bound in (math.radians(degrees), shear, math.log(scale), math.log(scale) / 2)
@@ -74,12 +77,9 @@ def random_affine(images: Tensor, scale: float, degrees: float, shear: float, pr
         ),
         1,
     )  # (N, 2, 3), from where a pixel goes to where it is from
-    chosen = torch.rand(n, device=device) < probability
-    moved = images[chosen]
-    grid = F.affine_grid(matrix[chosen], list(moved.shape), align_corners=False)
-    result = images.clone()
-    result[chosen] = F.grid_sample(moved, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return result
+    grid = F.affine_grid(matrix, list(images[:n].shape), align_corners=False)
+    moved = F.grid_sample(images[:n], grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return torch.cat((moved, images[n:]))
 
 
 def color_jitter(images: Tensor, strength: float) -> Tensor:

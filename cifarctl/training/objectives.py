@@ -63,7 +63,7 @@ def augment_images(images: Tensor, indices: Tensor, epoch: int, recipe: Recipe, 
         images = alternating_flip(images, indices, epoch, seed)
     images = to_float(images)
     if recipe.affine:
-        images = random_affine(images, scale=1.25, degrees=15, shear=0.15, probability=recipe.affine)
+        images = random_affine(images, scale=1.25, degrees=15, shear=0.15, part=recipe.affine)
     if recipe.jitter:
         images = color_jitter(images, recipe.jitter)
     if recipe.cutout:

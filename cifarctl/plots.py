@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cifarctl.evaluation import psnr
 from cifarctl.files import atomic_path
+from cifarctl.rate import RatePoint
 
 _BLUE, _ORANGE, _GREY = "#1f6fb2", "#d9711c", "#6b7280"
 _DPI = 150
@@ -156,6 +157,30 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
         axes.imshow(images[i].permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(_shortened(classes[int(labels[i])]), fontsize=8)
         axes.set_xlabel(f"{_shortened(classes[int(predicted[i])])}\n{confidence[i]:.0%}", fontsize=8, color=_ORANGE)
+    return figure
+
+
+def rate_curve(points: Sequence[RatePoint], images: int) -> Figure:
+    """PSNR against bytes an image, a line for each codec."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    names = {"latents": "latents, 2 to 8 bits each", "jpeg": "JPEG", "webp": "WebP"}
+    for (codec, name), color in zip(names.items(), (_ORANGE, _GREY, _BLUE), strict=True):
+        line = [(point.size, point.psnr) for point in points if point.codec == codec]
+        axes.plot(*zip(*line, strict=True), marker="o", markersize=4, color=color, label=name)
+    last = max((point for point in points if point.codec == "latents"), key=lambda point: point.setting)
+    axes.annotate("8 bits", (last.size, last.psnr), (4, -12), textcoords="offset points", fontsize=8, color=_ORANGE)
+    axes.set(
+        xscale="log",
+        xlabel="bytes an image, without headers and containers",
+        ylabel="PSNR of the mean squared error (dB)",
+        title=f"Rate and quality, {images:,} images",
+    )
+    axes.xaxis.set_major_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
+    axes.xaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

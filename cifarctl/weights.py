@@ -196,7 +196,7 @@ def _parse(path: Path, metadata: dict[str, str]) -> ModelInfo:
         tuple(classes),
         structured("data", dict),
         metrics,
-        structured("training", dict),
+        structured("training", dict) if "training" in metadata else {},  # an early file may lack it
         text("cifarctl_version"),
         text("created"),
     )

@@ -15,13 +15,16 @@ from cifarctl.cli.output import Output, report_error
 from cifarctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import RenderableType
     from torch import Tensor
 
     from cifarctl.data import Dataset, Source
+    from cifarctl.evaluation import AutoencoderReport
     from cifarctl.weights import ModelInfo
 
 BELOW_THRESHOLD = 3
+_RATE_IMAGES = 1000  # codecs take a millisecond an image and setting
 Split = Literal["train", "val", "test"]
 SplitName = StrEnum("SplitName", ["train", "val", "test"])  # typer takes no list of Literal
 
@@ -220,15 +223,40 @@ def _measure_autoencoder(
 
     device = images.images.device
     model, _ = weights.load_autoencoder(path, device)
-    report = evaluate_autoencoder(model, images, source.load("train").images.to(device))
+    train_images = source.load("train").images.to(device)
+    report = evaluate_autoencoder(model, images, train_images)
+    measured: dict[str, Any] = {
+        "metrics": report.metrics,
+        "images_per_second": round(report.images_per_second, 1),
+    }
     if figures:
         from cifarctl import plots
+        from cifarctl.rate import rate_points
 
-        shown = images.images[:24].cpu()
-        plots.save(plots.reconstructions(shown, report.reconstructions[:24]), figures / "reconstructions.png")
+        plots.save(_reconstructions(images, report), figures / "reconstructions.png")
         histogram = plots.psnr_histogram(report.image_psnr, report.metrics["pca_psnr"])
         plots.save(histogram, figures / "psnr.png")
-    return {"metrics": report.metrics, "images_per_second": round(report.images_per_second, 1)}, report.image_psnr
+        some = images.images[:_RATE_IMAGES]
+        points = rate_points(model, some, train_images[:5000])
+        plots.save(plots.rate_curve(points, len(some)), figures / "rate.png")
+        measured["rate"] = [asdict(point) for point in points]
+    return measured, report.image_psnr
+
+
+def _reconstructions(images: "Dataset", report: "AutoencoderReport") -> "Figure":
+    """Twelve random images, the twelve worst and the twelve best of the split, each with its PSNR."""
+    import torch
+
+    from cifarctl import plots
+
+    order = report.image_psnr.argsort()
+    some = torch.randperm(len(order), generator=torch.Generator().manual_seed(0))
+    chosen = {"random": some[:12], "worst": order[:12], "best": order[-12:].flip(0)}
+    names = [f"{kind} {images.classes[images.labels[i]]}" for kind, indices in chosen.items() for i in indices.tolist()]
+    indices = torch.cat(list(chosen.values()))
+    return plots.reconstructions(
+        images.images[indices.to(images.images.device)].cpu(), report.reconstructions[indices], names
+    )
 
 
 def _difference(first: _Measured, second: _Measured) -> dict[str, Any]:

@@ -1,9 +1,17 @@
 """`reconstruct`: originals beside what the autoencoder makes of them."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cifarctl import weights
+from cifarctl.data import Source
+from cifarctl.inference import encode
 
 from support import Cifarctl
 
@@ -59,3 +67,34 @@ def test_wrong_usage(cifarctl: Cifarctl, autoencoder_run: Path, arguments: tuple
     done = cifarctl("reconstruct", "-m", autoencoder_run, *arguments)
     assert done.code == 2
     assert str(arguments[0]).strip("-") in done.error
+
+
+def test_the_latents_of_a_split_are_written_with_their_indices(
+    cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "test.safetensors"
+    done = cifarctl("reconstruct", "-m", autoencoder_run, "--latents", file)
+    assert done.code == 0
+    assert done.out == f"{file}: 2000 latents of 64 floats\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["test.safetensors"]
+    tensors, test = load_file(file), Source("synthetic").load("test")
+    model, _ = weights.load_autoencoder(autoencoder_run / "model.safetensors", torch.device("cpu"))
+    assert torch.allclose(tensors["latents"], encode(model, test.images), atol=1e-5)
+    assert torch.equal(tensors["labels"], test.labels)
+    assert tensors["indices"].tolist() == list(range(2000))
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["split"] == "test"
+
+
+def test_the_latents_of_files_are_written_with_their_paths(
+    cifarctl: Cifarctl, autoencoder_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    file, grid = tmp_path / "z.safetensors", tmp_path / "grid.png"
+    done = cifarctl("reconstruct", photos, "-m", autoencoder_run, "--latents", file, "-o", grid, "--json")
+    assert done.code == 0
+    assert (done.json["latents"], done.json["out"]) == (str(file), str(grid))
+    with safe_open(file, framework="pt") as opened:
+        paths = json.loads(opened.metadata()["paths"])
+        assert opened.get_tensor("latents").shape == (30, 64)
+    assert paths == sorted(str(path) for path in photos.iterdir())
+    assert grid.exists()

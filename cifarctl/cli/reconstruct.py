@@ -1,5 +1,6 @@
 """`cifarctl reconstruct`."""
 
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,15 +34,24 @@ def reconstruct(
         ),
     ] = 12,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
             "-o",
             metavar="FILE.png|DIR",
-            help="A .png file gets one labelled grid; a folder gets one reconstruction a file.",
+            help="A .png file gets one labelled grid; a folder gets one reconstruction a file. Default: "
+            "reconstructions.png, or nothing with --latents.",
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
-    ] = Path("reconstructions.png"),
+    ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Write the latents of all the images, or of the whole split, with their paths or indices.",
+            rich_help_panel=opt.OUTPUT_PANEL,
+        ),
+    ] = None,
     show: opt.Show = False,
     device: opt.Device = "auto",
     json: opt.Json = False,
@@ -54,6 +64,7 @@ def reconstruct(
     Examples:
       cifarctl reconstruct -m runs/ae
       cifarctl reconstruct photo.jpg -m runs/ae -o out.png
+      cifarctl reconstruct --latents test.safetensors -m runs/ae
     """
     import torch
 
@@ -61,16 +72,23 @@ def reconstruct(
     from cifarctl.cli.preview import show_images
     from cifarctl.evaluation import psnr
     from cifarctl.hardware import select_device
+    from cifarctl.inference import encode
     from cifarctl.inference import reconstruct as reconstruct_images
+    from cifarctl.weights import save_tensors
 
     output = Output(json=json, quiet=quiet)
-    if out.suffix and out.suffix.lower() != ".png":
+    if out is None and latents is None:
+        out = Path("reconstructions.png")
+    if out and out.suffix and out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: a grid is a .png file", hint="name a .png file, or a folder")
     path = weights.resolve(model, "autoencoder")
     autoencoder, info = weights.load_autoencoder(path, select_device(device))
     failures: list[str] = []
+    origin: dict[str, str]
     if image:
         images, names = _read_files(image, failures)
+        every, labels = images, {}
+        origin = {"paths": dumps(names)}
     else:
         from cifarctl.cli.download import ensure_data
         from cifarctl.data import Source
@@ -78,26 +96,38 @@ def reconstruct(
         source = Source.trained_on(info.data, data, data_dir)
         ensure_data(source, output, offline=offline)
         dataset = source.load(split)
-        images = dataset.images[:count]
+        every, images = dataset.images, dataset.images[:count]
         names = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
+        labels = {"labels": dataset.labels, "indices": torch.arange(len(dataset))}
+        origin = {"data": dumps(source.describe()), "split": split}
+    if out and out.suffix and len(images) > _MAX_COUNT:
+        raise UsageError(
+            f"{len(images)} images: at most {_MAX_COUNT} in a grid", hint="name fewer files, or a folder with --out"
+        )
+    if latents:
+        vectors = encode(autoencoder, every).cpu()
+        save_tensors(latents, {"latents": vectors, **labels}, {"model": str(path), **origin})
 
     outputs = reconstruct_images(autoencoder, images).cpu()
     decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
-    _write(images, outputs, names, out)
+    if out:
+        _write(images, outputs, names, out)
     if show:
         pairs = torch.stack((images, (outputs * 255).round().byte()), dim=1).flatten(0, 1)
         captions = [text for name, value in zip(names, decibels, strict=True) for text in (name, f"{value:.1f} dB")]
         show_images(list(pairs.numpy()), captions, output)
     result: dict[str, Any] = {
         "model": str(path),
-        "out": str(out),
+        "out": str(out) if out else None,
+        "latents": str(latents) if latents else None,
         "n": len(images),
         "psnr_image_mean": sum(decibels) / len(decibels),
         "images": [{"name": name, "psnr": value} for name, value in zip(names, decibels, strict=True)],
     }
-    output.result(
-        result, lambda: f"{out}: {len(images)} images, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')"
-    )
+    lines = [f"{latents}: {len(every)} latents of {autoencoder.latent_dim} floats"] if latents else []
+    if out:
+        lines.append(f"{out}: {len(images)} images, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
+    output.result(result, lambda: "\n".join(lines))
     if failures:
         report_error(f"{failures[0]}{f' (and {len(failures) - 1} more)' if len(failures) > 1 else ''}")
         raise typer.Exit(1)
@@ -119,8 +149,6 @@ def _read_files(paths: list[Path], failures: list[str]) -> "tuple[Tensor, list[s
             names.append(str(path))
     if not decoded:
         raise ImageError(failures[0] if failures else f"{paths[0]}: no images in it")
-    if len(decoded) > _MAX_COUNT:
-        raise UsageError(f"{len(decoded)} images: at most {_MAX_COUNT} at a time", hint="name fewer files")
     return torch.from_numpy(np.stack(decoded)), names
 
 

@@ -56,7 +56,8 @@ AUTOENCODER = Recipe(
 )
 
 # On pixels. Small images first: the net learns coarse shapes at half the cost of a step, and the time buys epochs.
-# Five epochs of which the first half at 24 pixels: 88.8 % on 10,000 held-out images, in the time of four at 32: 88.3 %.
+# Of 40,000 images, 5.4 epochs with 60 % of the steps at 24 pixels: 88.6 % on the other 10,000 training images with
+# test-time augmentation; 4 epochs at 32 pixels, in the same time: 88.3 %.
 CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     "fast": Recipe(
         epochs=9,
@@ -67,7 +68,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         label_smoothing=0.2,
         flip="alternating",
         crop=2,
-        sides=((0.5, 24),),
+        sides=((0.6, 24),),
     ),
     "best": Recipe(
         epochs=40,

@@ -141,6 +141,7 @@ def test_figures_are_written_where_asked(
         "clf/mistakes.png",
         "ae/reconstructions.png",
         "ae/psnr.png",
+        "ae/rate.png",
     }
     for path in found:
         with Image.open(tmp_path / path) as picture:
@@ -178,15 +179,16 @@ def test_wilsons_interval_has_its_published_values() -> None:
     assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
-class TestComparison:
-    @pytest.fixture(scope="class")
-    def other_run(self, tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
-        out = tmp_path_factory.mktemp("other") / "mlp"
-        arguments = ("--limit", 2000, "--epochs", 2, "--arch", "mlp", "--out", out)
-        done = installed("train-clf", "--data", "synthetic", *arguments)
-        assert done.code == 0, done.err
-        return out
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
+    out = tmp_path_factory.mktemp("other") / "mlp"
+    arguments = ("--limit", 2000, "--epochs", 2, "--arch", "mlp", "--out", out)
+    done = installed("train-clf", "--data", "synthetic", *arguments)
+    assert done.code == 0, done.err
+    return out
 
+
+class TestComparison:
     def test_two_models_are_compared_on_the_same_images(
         self, cifarctl: Cifarctl, classifier_run: Path, other_run: Path
     ) -> None:

@@ -158,8 +158,10 @@ def _subjects(
     for other in subjects[1:]:
         if other.info.kind != first.info.kind:
             raise UsageError(f"--model: {first.path} is a {first.info.kind} and {other.path} a {other.info.kind}")
-        # The seed draws val, and all of the synthetic images.
-        drawn_alike = other.source == first.source or (splits == ["test"] and first.source.name != "synthetic")
+        # The seed draws val, and all of the synthetic images; a limit changes train alone.
+        drawn_alike = splits == ["test"] and first.source.name != "synthetic"
+        drawn_alike |= (other.source.seed, other.source.val_size) == (first.source.seed, first.source.val_size)
+        drawn_alike &= other.source.limit == first.source.limit or "train" not in splits
         if other.source.name != first.source.name or not drawn_alike:
             raise UsageError(
                 f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",

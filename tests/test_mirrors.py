@@ -1,21 +1,21 @@
 """`download` from mirrors that hang, lie, break off or are throttled, on machines that others use too."""
 
-import os
 import re
-import shutil
 import signal
 import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trustme
 
 from loopback import Mirror, serving
 from py2_pickle import SmallArchive, write_archive
-from support import Cifarctl, command
+from support import Cifarctl, Result, command
 
 
 @pytest.fixture
@@ -158,14 +158,10 @@ class TestCompetition:
         unread = installed(*arguments("https://127.0.0.1:1", ["/"], "0" * 64, tmp_path / "none"), env=certificates)
         assert unread.code == 1
         assert "certificates" in unread.error
-        if not (openssl := shutil.which("openssl")):
-            pytest.skip("there is no openssl to make a certificate with")
-        key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-        request = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=mirror"]
-        names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-        subprocess.run([*request, *names], check=True, capture_output=True)
+        authority, certificate = trustme.CA(), tmp_path / "certificate.pem"
+        authority.cert_pem.write_to_path(certificate)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(certificate, key)
+        authority.issue_cert("127.0.0.1").configure_cert(tls)
         with serving({"/good": Mirror(content)}, tls) as url:
             unknown = installed(*arguments(url, ["/good"], archive.sha256, tmp_path / "data"))
             known = installed(
@@ -286,44 +282,60 @@ class TestSharedMachine:
 
     @pytest.mark.parametrize("says_length", [True, False])
     def test_a_full_disk_is_one_line_and_the_folder_stays_as_it_was(
-        self, cifarctl: Cifarctl, archive: SmallArchive, content: bytes, tmp_path: Path, says_length: bool
+        self, archive: SmallArchive, content: bytes, tmp_path: Path, says_length: bool
     ) -> None:
         mirror = Mirror(content, says_length=says_length)
-        with mounted(tmp_path, "size=1m"), serving({"/good": mirror}) as url:
-            (tmp_path / "notes.txt").write_text("mine")
-            done = cifarctl(*arguments(url, ["/good"], archive.sha256, tmp_path))
-            assert files_in(tmp_path) == ["notes.txt"]
+        with mounted(tmp_path, "size=1m") as disk, serving({"/good": mirror}) as url:
+            (disk.root / "notes.txt").write_text("mine")
+            done = disk.cifarctl(*arguments(url, ["/good"], archive.sha256, tmp_path))
+            assert files_in(disk.root) == ["notes.txt"]
         assert done.code == 1
         assert ("MB are needed" if says_length else "No space left") in done.error
 
     def test_a_disk_that_fills_while_the_data_file_is_written_is_clean_afterwards(
-        self, cifarctl: Cifarctl, archive: SmallArchive, content: bytes, tmp_path: Path
+        self, archive: SmallArchive, content: bytes, tmp_path: Path
     ) -> None:
-        with mounted(tmp_path, "size=3m"), serving({"/good": Mirror(content, says_length=False)}) as url:
-            done = cifarctl(*arguments(url, ["/good"], archive.sha256, tmp_path))
-            assert files_in(tmp_path) == []
+        with mounted(tmp_path, "size=3m") as disk, serving({"/good": Mirror(content, says_length=False)}) as url:
+            done = disk.cifarctl(*arguments(url, ["/good"], archive.sha256, tmp_path))
+            assert files_in(disk.root) == []
         assert done.code == 1
         assert "No space left" in done.error
 
-    def test_a_folder_that_cannot_be_written_is_one_line(
-        self, cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path
-    ) -> None:
-        with mounted(tmp_path, "ro"):
-            done = cifarctl("download", "--from", archive.path, "--sha256", archive.sha256, "--data-dir", tmp_path)
-            assert files_in(tmp_path) == []
+    def test_a_folder_that_cannot_be_written_is_one_line(self, archive: SmallArchive, tmp_path: Path) -> None:
+        with mounted(tmp_path, "ro") as disk:
+            done = disk.cifarctl("download", "--from", archive.path, "--sha256", archive.sha256, "--data-dir", tmp_path)
+            assert files_in(disk.root) == []
         assert done.code == 1
         assert f"{tmp_path}: the data folder cannot be written: Read-only file system" in done.error
 
 
+@dataclass(frozen=True)
+class Disk:
+    """A small file system in memory, mounted for one process and those that join it.
+
+    root: its files, seen from outside.
+    """
+
+    owner: int
+    root: Path
+
+    def cifarctl(self, *arguments: object) -> Result:
+        """Run the installed command where the file system is mounted."""
+        join = ["nsenter", "--target", str(self.owner), "--user", "--mount", "--preserve-credentials"]
+        line = [*join, command(), *(str(argument) for argument in arguments)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+
 @contextmanager
-def mounted(folder: Path, options: str) -> Iterator[None]:
-    """A file system of its own in memory, mounted at `folder`. Skips the test where mounts are not allowed."""
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=False).returncode
-    ):
-        pytest.skip("mounts are not allowed here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+def mounted(folder: Path, options: str) -> Iterator[Disk]:
+    """A disk at `folder`. In namespaces of its own it takes no rights, and nothing is left to unmount."""
+    script = f"mount -t tmpfs -o {options} none '{folder}' && echo ready && exec sleep 600"
+    line = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n", "this needs Linux's user namespaces"
+        try:
+            yield Disk(owner.pid, Path(f"/proc/{owner.pid}/root{folder}"))
+        finally:
+            owner.kill()

@@ -125,6 +125,19 @@ def psnr(mse: Tensor) -> Tensor:
     return -10 * mse.clamp_min(1e-12).log10()
 
 
+def reliability_bins(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor]:
+    """How many images fall into each of equal bins of confidence, int64 (bins,), and which part of them is right, float
+    (bins,), 0 where there are none.
+
+    probabilities: float (N, classes). labels: int64 (N,).
+    """
+    confidence, predicted = probabilities.max(1)
+    index = torch.bucketize(confidence, torch.linspace(0, 1, bins + 1)[1:-1])
+    count = torch.bincount(index, minlength=bins)
+    correct = torch.bincount(index, weights=(predicted == labels).float(), minlength=bins)
+    return count, correct / count.clamp_min(1)
+
+
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 % confidence interval of a proportion: Wilson, 1927. It stays in [0, 1] and holds for small `n`."""
     z = 1.959964

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from cifarctl.evaluation import psnr
+from cifarctl.evaluation import psnr, reliability_bins
 from cifarctl.files import atomic_path
 from cifarctl.rate import RatePoint
 
@@ -115,12 +115,8 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Figure
 
     probabilities: float (N, classes). labels: int64 (N,).
     """
-    confidence, predicted = probabilities.max(1)
-    correct = (predicted == labels).float()
+    count, accuracy = reliability_bins(probabilities, labels, bins)
     edges = torch.linspace(0, 1, bins + 1)
-    index = torch.bucketize(confidence, edges[1:-1])
-    count = torch.bincount(index, minlength=bins)
-    accuracy = torch.bincount(index, weights=correct, minlength=bins) / count.clamp_min(1)
     middle = ((edges[1:] + edges[:-1]) / 2).numpy()
 
     figure = Figure(figsize=(4.8, 5.4), layout="constrained")

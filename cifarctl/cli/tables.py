@@ -9,36 +9,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-_NAMES = {
-    "accuracy": "accuracy",
-    "accuracy_ci95": "accuracy, 95 % interval",
-    "macro_f1": "macro F1",
-    "nll": "negative log-likelihood",
-    "ece": "expected calibration error",
-    "mse": "mean squared error",
-    "psnr": "PSNR of the mean squared error",
-    "psnr_image_mean": "PSNR, mean of the images'",
-    "ssim": "SSIM, mean of the images'",
-    "latent_floats": "latent floats",
-    "compression_ratio": "compression ratio",
-    "pca_psnr": "PSNR of PCA at that size",
-}
-
-
-_CLASSIFIER_COLUMNS = {
-    "accuracy": "accuracy",
-    "accuracy_ci95": "95 %",
-    "macro_f1": "F1",
-    "nll": "NLL",
-    "ece": "ECE",
-}
-_AUTOENCODER_COLUMNS = {
-    "psnr": "PSNR",
-    "psnr_image_mean": "mean",
-    "ssim": "SSIM",
-    "pca_psnr": "PCA",
-    "latent_floats": "floats",
-}
+from cifarctl.wording import COMPARED, METRIC_NAMES, format_difference, format_metric, format_p_value, model_name
 
 
 def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str]) -> Group:
@@ -48,7 +19,9 @@ def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str
     table.add_column(overflow="fold")
     for name, value in metrics.items():
         table.add_row(
-            _NAMES.get(name, name), format_metric(name, value), style="bold" if name in ("accuracy", "psnr") else ""
+            METRIC_NAMES.get(name, name),
+            format_metric(name, value),
+            style="bold" if name in ("accuracy", "psnr") else "",
         )
     for name, value in more.items():
         table.add_row(name, value)
@@ -59,7 +32,7 @@ def comparison_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Several results of `evaluate` by model and split, with the gap to the first split where there are others."""
     splits = list(dict.fromkeys(result["split"] for result in results))
     classifiers = results[0]["kind"] == "classifier"
-    columns = _CLASSIFIER_COLUMNS if classifiers else _AUTOENCODER_COLUMNS
+    columns = COMPARED[results[0]["kind"]]
     main = next(iter(columns))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
@@ -82,44 +55,21 @@ def comparison_table(results: Sequence[Mapping[str, Any]]) -> Table:
 def difference_line(difference: Mapping[str, Any]) -> str:
     """That one model is better than another, with the interval and the p-value, as a sentence."""
     first, second = model_name(difference["first"]), model_name(difference["second"])
-    factor, unit = (100, "points") if difference["metric"] == "accuracy" else (1, "dB")
-    low, high = (factor * bound for bound in difference["ci95"])
-    p_value = difference["p_value"]
-    verb = "right" if difference["metric"] == "accuracy" else "better"
+    metric, bounds = difference["metric"], difference["ci95"]
+    low, high = (format_difference(metric, bound).split()[0] for bound in bounds)
+    verb = "right" if metric == "accuracy" else "better"
     return (
-        f"{second} less {first} on {difference['split']}: {factor * difference['difference']:+.2f} {unit}"
-        f" (95 %: {low:+.2f} to {high:+.2f}), p {'< 0.0001' if p_value < 1e-4 else f'= {p_value:.4f}'};"
+        f"{second} less {first} on {difference['split']}: {format_difference(metric, difference['difference'])}"
+        f" (95 %: {low} to {high}), p {format_p_value(difference['p_value'])};"
         f" {difference['only_second']:,} images {verb} only with {second},"
         f" {difference['only_first']:,} only with {first}"
     )
-
-
-def model_name(path: str) -> str:
-    """A run's folder rather than the file in it."""
-    return path.removesuffix("/model.safetensors")
 
 
 def _short(name: str, value: Any) -> str:
     if name == "accuracy_ci95":
         return f"{100 * value[0]:.2f}–{100 * value[1]:.2f}"
     return f"{value:.2f}" if "psnr" in name else format_metric(name, value)
-
-
-def format_metric(name: str, value: Any) -> str:
-    """A metric's value with its unit."""
-    if name == "accuracy_ci95":
-        return f"{value[0]:.2%} to {value[1]:.2%}"
-    if name == "accuracy":
-        return f"{value:.2%}"
-    if "psnr" in name:
-        return f"{value:.2f} dB"
-    if name == "latent_floats":
-        return str(value)
-    if name == "compression_ratio":
-        return f"{value:g} : 1"
-    if name == "mse":
-        return f"{value:.6f}"
-    return f"{value:.4f}"
 
 
 def per_class_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -87,6 +87,21 @@ class RunDir:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
 
 
+def read_history(model: Path) -> list[Record]:
+    """The epochs of the run that a weights file lies in, or none where it lies in no run's folder.
+
+    Raises RunDirError where they cannot be read.
+    """
+    path = model.parent / "metrics.jsonl"
+    if model.name not in RunDir._FILES or not path.is_file():
+        return []
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [{name: float(value) for name, value in record.items()} for record in records]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunDirError(f"{path}: cannot be read ({error})") from None
+
+
 class TensorBoardLog:
     """TensorBoard events in a run's folder: scalars after every epoch, pictures at the end."""
 

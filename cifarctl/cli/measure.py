@@ -1,0 +1,199 @@
+"""What `cifarctl evaluate` does for one model and split: measure, draw figures, and collect what a report shows."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifarctl.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from cifarctl.data import Dataset, Source, Split
+    from cifarctl.evaluation import AutoencoderReport
+    from cifarctl.report import Section
+    from cifarctl.weights import ModelInfo
+
+_RATE_IMAGES = 1000  # codecs take a millisecond an image and setting
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure, and the data to measure it on."""
+
+    path: Path
+    info: "ModelInfo"
+    source: "Source"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to make of a measurement beside its numbers.
+
+    tta: average a classifier over six views. figures: a folder for them. report_images: how many images a report's
+    section may show; 0 makes none.
+    """
+
+    tta: bool = False
+    figures: Path | None = None
+    report_images: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """result: what JSON shows. scores: (N,), whether each image was right, bool, or its PSNR in dB, float.
+
+    section: of a report, where one is wanted.
+    """
+
+    result: dict[str, Any]
+    scores: "Tensor"
+    section: "Section | None"
+
+
+def find_subjects(
+    paths: Sequence[Path | None], splits: "list[Split]", data: str | None, data_dir: Path | None, *, tta: bool
+) -> list[Subject]:
+    """The models with their data. Raises UsageError where they cannot be compared."""
+    from cifarctl import weights
+    from cifarctl.data import Source
+
+    subjects = []
+    for reference in paths:
+        path = weights.resolve(reference, "classifier")
+        info = weights.read_info(path)
+        if tta and info.kind != "classifier":
+            raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
+        subjects.append(Subject(path, info, Source.trained_on(info.data, data, data_dir)))
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.info.kind != first.info.kind:
+            raise UsageError(f"--model: {first.path} is a {first.info.kind} and {other.path} a {other.info.kind}")
+        # The seed draws val, and all of the synthetic images; a limit changes train alone.
+        drawn_alike = splits == ["test"] and first.source.name != "synthetic"
+        drawn_alike |= (other.source.seed, other.source.val_size) == (first.source.seed, first.source.val_size)
+        drawn_alike &= other.source.limit == first.source.limit or "train" not in splits
+        if other.source.name != first.source.name or not drawn_alike:
+            raise UsageError(
+                f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
+                hint="compare them on --split test of one --data",
+            )
+    return subjects
+
+
+def measure(subject: Subject, split: "Split", images: "Dataset", wanted: Wanted) -> Measured:
+    """Measure `subject` on `images`, its `split`. Raises DataError where the model is for other classes."""
+    result: dict[str, Any] = {
+        "model": str(subject.path),
+        "kind": subject.info.kind,
+        "data": subject.source.name,
+        "split": split,
+        "n": len(images),
+    }
+    kind = _measure_classifier if subject.info.kind == "classifier" else _measure_autoencoder
+    return kind(subject, result, images, wanted)
+
+
+def difference(first: Measured, second: Measured) -> dict[str, Any]:
+    """The second less the first, on the same images, as JSON shows it."""
+    from cifarctl.comparison import compare_accuracy, compare_psnr
+
+    compare = compare_accuracy if first.result["kind"] == "classifier" else compare_psnr
+    pair = {"first": first.result["model"], "second": second.result["model"], "split": first.result["split"]}
+    return {**pair, **asdict(compare(first.scores, second.scores))}
+
+
+def _measure_classifier(subject: Subject, result: dict[str, Any], images: "Dataset", wanted: Wanted) -> Measured:
+    from cifarctl import weights
+    from cifarctl.evaluation import evaluate_classifier
+    from cifarctl.training.run_dir import read_history
+
+    model, info = weights.load_classifier(subject.path, images.images.device)
+    if info.classes != images.classes:
+        raise DataError(
+            f"{subject.path}: knows the classes {_listed(info.classes)}, but the data has {_listed(images.classes)}",
+            hint="--data names the data set that the model was trained for",
+        )
+    history = read_history(subject.path) if wanted.report_images else []
+    report = evaluate_classifier(model, images, tta=wanted.tta)
+    labels = images.labels.cpu()
+    if wanted.figures:
+        from cifarctl import plots
+
+        plots.save(plots.confusion(report.confusion_matrix, images.classes), wanted.figures / "confusion.png")
+        plots.save(plots.reliability(report.probabilities, labels), wanted.figures / "reliability.png")
+        if report.metrics["accuracy"] != 1:
+            worst = plots.mistakes(images.images.cpu(), labels, report.probabilities, images.classes)
+            plots.save(worst, wanted.figures / "mistakes.png")
+    result |= {
+        "tta": wanted.tta,
+        "metrics": report.metrics,
+        "per_class": [asdict(row) for row in report.per_class],
+        "confusion_matrix": report.confusion_matrix,
+        "images_per_second": round(report.images_per_second, 1),
+    }
+    section = None
+    if wanted.report_images:
+        from cifarctl.report import classifier_section
+
+        section = classifier_section(result, images, report.probabilities, history, wanted.report_images)
+    return Measured(result, report.probabilities.argmax(1) == labels, section)
+
+
+def _measure_autoencoder(subject: Subject, result: dict[str, Any], images: "Dataset", wanted: Wanted) -> Measured:
+    from cifarctl import weights
+    from cifarctl.evaluation import evaluate_autoencoder
+    from cifarctl.training.run_dir import read_history
+
+    device = images.images.device
+    model, _ = weights.load_autoencoder(subject.path, device)
+    history = read_history(subject.path) if wanted.report_images else []
+    train_images = subject.source.load("train").images.to(device)
+    report = evaluate_autoencoder(model, images, train_images)
+    result |= {
+        "metrics": report.metrics,
+        "images_per_second": round(report.images_per_second, 1),
+    }
+    points = []
+    some = images.images[:_RATE_IMAGES]
+    if wanted.figures or wanted.report_images:
+        from cifarctl.rate import rate_points
+
+        points = rate_points(model, some, train_images[:5000])
+        result["rate"] = [asdict(point) for point in points]
+    if wanted.figures:
+        from cifarctl import plots
+
+        plots.save(_reconstructions(images, report), wanted.figures / "reconstructions.png")
+        histogram = plots.psnr_histogram(report.image_psnr, report.metrics["pca_psnr"])
+        plots.save(histogram, wanted.figures / "psnr.png")
+        plots.save(plots.rate_curve(points, len(some)), wanted.figures / "rate.png")
+    section = None
+    if wanted.report_images:
+        from cifarctl.report import autoencoder_section
+
+        section = autoencoder_section(result, images, report, history, points, len(some))
+    return Measured(result, report.image_psnr, section)
+
+
+def _reconstructions(images: "Dataset", report: "AutoencoderReport") -> "Figure":
+    """Twelve random images, the twelve worst and the twelve best of the split, each with its PSNR."""
+    import torch
+
+    from cifarctl import plots
+
+    order = report.image_psnr.argsort()
+    some = torch.randperm(len(order), generator=torch.Generator().manual_seed(0))
+    chosen = {"random": some[:12], "worst": order[:12], "best": order[-12:].flip(0)}
+    names = [f"{kind} {images.classes[images.labels[i]]}" for kind, indices in chosen.items() for i in indices.tolist()]
+    indices = torch.cat(list(chosen.values()))
+    return plots.reconstructions(
+        images.images[indices.to(images.images.device)].cpu(), report.reconstructions[indices], names
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown}, … ({len(names)})" if len(names) > 4 else shown

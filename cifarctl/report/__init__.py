@@ -1,0 +1,96 @@
+"""`evaluate --report`: one page that needs nothing but itself, neither network nor other files."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cifarctl import __version__
+from cifarctl.files import write_text
+from cifarctl.report.sections import (
+    DIAGONAL,
+    OFF_DIAGONAL,
+    Section,
+    autoencoder_section,
+    classifier_section,
+)
+from cifarctl.wording import (
+    COMPARED,
+    METRIC_MEANINGS,
+    METRIC_NAMES,
+    format_difference,
+    format_metric,
+    format_p_value,
+    model_name,
+)
+
+__all__ = ["Section", "autoencoder_section", "classifier_section", "write_report"]
+
+
+def write_report(path: Path, sections: Sequence[Section], differences: Sequence[Mapping[str, Any]]) -> None:
+    """Write the sections as one page, atomically. differences: as `evaluate --json` shows them. Raises OSError."""
+    write_text(path, _render(sections, differences))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A section in the page. gap: its metric less that of its model's first split; empty where there is but one."""
+
+    id: str
+    section: Section
+    gap: str
+
+
+def _rows(sections: Sequence[Section], metric: str) -> list[_Row]:
+    first: dict[str, Section] = {}
+    rows = []
+    for number, section in enumerate(sections, 1):
+        base = first.setdefault(section.result["model"], section)
+        gap = section.result["metrics"][metric] - base.result["metrics"][metric]
+        rows.append(_Row(f"s{number}", section, "" if base is section else format_difference(metric, gap)))
+    return rows
+
+
+def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]]) -> str:
+    columns = COMPARED[sections[0].result["kind"]]
+    script, style = (
+        Markup(files(__name__).joinpath(f"report.{suffix}").read_text("utf-8")) for suffix in ("js", "css")
+    )
+    # Names of files and classes come from elsewhere, so everything is escaped that is not Markup. Should that ever
+    # fail, the policy in the page lets no script run but this one, and nothing be loaded.
+    environment = Environment(
+        loader=PackageLoader("cifarctl", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "names": METRIC_NAMES,
+        "meanings": METRIC_MEANINGS,
+        "diagonal": DIAGONAL,
+        "off_diagonal": OFF_DIAGONAL,
+        "format_metric": format_metric,
+        "format_difference": format_difference,
+        "format_p_value": format_p_value,
+        "model_name": model_name,
+    }
+    page = environment.get_template("report.html").render(
+        rows=_rows(sections, next(iter(columns))),
+        columns=columns,
+        differences=differences,
+        style=style,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=__version__,
+        created=datetime.now(UTC),
+    )
+    # A file name that is no UTF-8 holds lone surrogates, which no page can.
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")

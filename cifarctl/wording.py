@@ -37,7 +37,6 @@ METRIC_MEANINGS = {
     "pca_psnr": "What the best linear autoencoder with as many floats reaches: PCA, fitted on the training images.",
     "psnr_image_mean": "Each image's own PSNR, averaged: easy images count as much as hard ones.",
     "ssim": "Structural similarity: contrast and structure in a window around each pixel. A perfect copy has 1.",
-    "compression_ratio": "3,072 values of an image over the floats of its latent vector.",
 }
 
 

@@ -13,7 +13,7 @@ from cifarctl.rate import RatePoint
 from cifarctl.training.checkpoint import Record
 
 _WIDTH, _HEIGHT = 400, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 10, 42
 _BINS = 40
 
 
@@ -28,7 +28,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """A scale from `low` to `high`, linear or logarithmic. whole: ticks at integers only."""
 
     label: str
@@ -41,7 +41,7 @@ class _Axis:
     @classmethod
     def around(
         cls, values: Sequence[float], label: str, *, log: bool = False, text: Callable[[float], str] = "{:.4g}".format
-    ) -> "_Axis":
+    ) -> "Axis":
         """An axis that holds all the values with a little room."""
         low, high = min(values), max(values)
         if log:
@@ -84,7 +84,7 @@ class _Axis:
 class _Drawing:
     """Marks on two axes, in the order in which they are added."""
 
-    def __init__(self, title: str, x: _Axis, y: _Axis) -> None:
+    def __init__(self, title: str, x: Axis, y: Axis) -> None:
         self._title, self._x, self._y = title, x, y
         self._marks: list[Markup] = []
 
@@ -122,7 +122,7 @@ class _Drawing:
                 (_LEFT + right) / 2, _HEIGHT - 6, self._x.label
             ),
             Markup(
-                '<text class="label" transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}</text>'
+                '<text class="label" transform="translate(12 {}) rotate(-90)" text-anchor="middle">{}</text>'
             ).format((_TOP + bottom) / 2, self._y.label),
             Markup("</svg>"),
         ]
@@ -153,9 +153,9 @@ def reliability(probabilities: Tensor, labels: Tensor) -> list[Chart]:
     probabilities: float (N, classes). labels: int64 (N,).
     """
     count, accuracy = (tensor.tolist() for tensor in reliability_bins(probabilities, labels))
-    confidence = _Axis("confidence", 0, 1, text=_percent)
-    upper = _Drawing("Accuracy by confidence", confidence, _Axis("accuracy", 0, 1, text=_percent))
-    lower = _Drawing("Images by confidence", confidence, _Axis("images", 0, max(count) * 1.05))
+    confidence = Axis("confidence", 0, 1, text=_percent)
+    upper = _Drawing("Accuracy by confidence", confidence, Axis("accuracy", 0, 1, text=_percent))
+    lower = _Drawing("Images by confidence", confidence, Axis("images", 0, max(count) * 1.05))
     for i, (images, right) in enumerate(zip(count, accuracy, strict=True)):
         low, high = i / len(count), (i + 1) / len(count)
         span = f"confidence {low:.0%} to {high:.0%}"
@@ -179,15 +179,15 @@ def learning_curves(history: Sequence[Record], kind: str) -> list[Chart]:
     }
     if min(len(line) for line in lines.values()) < 2:
         return []
-    epochs = _Axis("epoch", 1, max(record["epoch"] for record in history), whole=True)
+    epochs = Axis("epoch", 1, max(record["epoch"] for record in history), whole=True)
     losses = [loss for key in ("train_loss", "val_loss") for _, loss in lines[key]]
-    loss = _Drawing("Loss by epoch", epochs, _Axis.around(losses, "loss", log=min(losses) > 0))
+    loss = _Drawing("Loss by epoch", epochs, Axis.around(losses, "loss", log=min(losses) > 0))
     loss.line(lines["train_loss"], "grey", lambda x, y: f"epoch {x:.0f}: training loss {y:.4g}")
     loss.line(lines["val_loss"], "blue", lambda x, y: f"epoch {x:.0f}: validation loss {y:.4g}")
 
     text, label = (_percent, name) if kind == "classifier" else ("{:.4g}".format, f"{name} (dB)")
     score = _Drawing(
-        f"Validation {name} by epoch", epochs, _Axis.around([y for _, y in lines[metric]], label, text=text)
+        f"Validation {name} by epoch", epochs, Axis.around([y for _, y in lines[metric]], label, text=text)
     )
     shown = "{:.2%}".format if kind == "classifier" else "{:.2f} dB".format
     score.line(lines[metric], "blue", lambda x, y: f"epoch {x:.0f}: {shown(y)}")
@@ -200,10 +200,10 @@ def learning_curves(history: Sequence[Record], kind: str) -> list[Chart]:
 
 def psnr_histogram(image_psnr: Tensor, pca_psnr: float) -> Chart:
     """How the images' PSNR, float (N,) in dB, are distributed."""
-    axis = _Axis.around([*image_psnr.tolist(), pca_psnr], "PSNR of an image (dB)")
+    axis = Axis.around([*image_psnr.tolist(), pca_psnr], "PSNR of an image (dB)")
     edges = [axis.low + i * (axis.high - axis.low) / _BINS for i in range(_BINS + 1)]
     count = image_psnr.histc(_BINS, axis.low, axis.high).int().tolist()
-    drawing = _Drawing("Images by their PSNR", axis, top := _Axis("images", 0, max(count) * 1.05))
+    drawing = _Drawing("Images by their PSNR", axis, top := Axis("images", 0, max(count) * 1.05))
     for (low, high), images in zip(pairwise(edges), count, strict=True):
         if images:
             drawing.bar(low, high, images, "blue", f"{low:.1f} to {high:.1f} dB: {images:,} images")
@@ -219,8 +219,8 @@ def psnr_histogram(image_psnr: Tensor, pca_psnr: float) -> Chart:
 
 def rate_curve(points: Sequence[RatePoint], images: int) -> Chart:
     """PSNR against bytes an image, a line for each codec."""
-    size = _Axis.around([point.size for point in points], "bytes an image", log=True)
-    drawing = _Drawing("PSNR by bytes", size, _Axis.around([point.psnr for point in points], "PSNR (dB)"))
+    size = Axis.around([point.size for point in points], "bytes an image", log=True)
+    drawing = _Drawing("PSNR by bytes", size, Axis.around([point.psnr for point in points], "PSNR (dB)"))
     styles = {"latents": "orange", "jpeg": "grey", "webp": "blue"}
     for codec, style in styles.items():
         line = [(point.size, point.psnr) for point in points if point.codec == codec]

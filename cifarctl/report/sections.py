@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from cifarctl.wording import model_name
 
 OFF_DIAGONAL, DIAGONAL = 30, 12  # images of a cell of the confusion matrix, at most
 _GALLERY = 24
-_PAIRS = 8
+_PAIRS = 12
 _COLUMNS = 40
 _SIDE = 32
 
@@ -97,8 +98,8 @@ class Cell:
 
     @property
     def shade(self) -> float:
-        """How strong its colour is, 0 to 1; mistakes are rare, and shown five times as strong."""
-        return self.share if self.is_hit else min(5 * self.share, 1)
+        """How strong its colour is, 0 to 1; mistakes are rare, and shown stronger."""
+        return self.share if self.is_hit else min(math.sqrt(3 * self.share), 1)
 
     @property
     def text(self) -> str:

@@ -1,0 +1,405 @@
+"""`evaluate --report`: the page as a file, and in a browser."""
+
+import base64
+import io
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cifarctl.data import Dataset
+from cifarctl.report import classifier_section, write_report
+from cifarctl.report.charts import Axis, learning_curves
+from cifarctl.report.sections import DIAGONAL, OFF_DIAGONAL, ClassifierSection, Sprite, Thumb
+from cifarctl.training.checkpoint import Record
+
+from support import Cifarctl
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+HOSTILE = ("<script>alert(1)", "\"'><img src=x onerror=alert(2)>", "{{ 7 * 7 }}")
+
+
+@pytest.fixture(scope="session")
+def classifier_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl, classifier_run: Path) -> Path:
+    page = tmp_path_factory.mktemp("report") / "new" / "classifier.html"
+    done = installed("evaluate", "-m", classifier_run, "--report", page, "--json")
+    assert done.code == 0, done.err
+    assert done.json["n"] == 2000
+    assert done.err == f"Report: {page}\n"
+    return page
+
+
+@pytest.fixture(scope="session")
+def autoencoder_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl, autoencoder_run: Path) -> Path:
+    page = tmp_path_factory.mktemp("report") / "autoencoder.html"
+    done = installed("evaluate", "-m", autoencoder_run, "--report", page)
+    assert done.code == 0, done.err
+    return page
+
+
+@pytest.fixture(scope="session")
+def comparison_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl, classifier_run: Path) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    arguments = ("--data", "synthetic", "--limit", 2000, "--epochs", 1, "--arch", "mlp")
+    done = installed("train-clf", *arguments, "--out", folder / "mlp")
+    assert done.code == 0, done.err
+    page = folder / "comparison.html"
+    models = ("-m", classifier_run, "-m", folder / "mlp")
+    done = installed("evaluate", *models, "--split", "val", "--split", "test", "--report", page)
+    assert done.code == 0, done.err
+    return page
+
+
+@pytest.fixture(scope="session")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
+    """Of a model and classes with the names that an attacker would choose."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for split, count in (("train", 12), ("test", 4)):
+        for number, name in enumerate(HOSTILE):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                colour = (80 * number, 9 * i, 200 - 80 * number)
+                Image.new("RGB", (32, 32), colour).save(folder / split / name / f"{i}.png")
+    run = folder / "<b>run&amp;"
+    done = installed("train-clf", "--data", folder, "--arch", "mlp", "--epochs", 2, "--out", run)
+    assert done.code == 0, done.err
+    page = folder / "hostile.html"
+    done = installed("evaluate", "-m", run, "--report", page)
+    assert done.code == 0, done.err
+    return page
+
+
+class Parsed(HTMLParser):
+    """A page's elements, after checking that each one is closed where it should be."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names), (tag, names)
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def values(self, name: str) -> list[str]:
+        """Every value of an attribute."""
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+    def count(self, tag: str) -> int:
+        return sum(found == tag for found, _ in self.elements)
+
+
+class TestFile:
+    @pytest.fixture(params=["classifier", "autoencoder", "comparison", "hostile"])
+    def page(self, request: pytest.FixtureRequest) -> Path:
+        return request.getfixturevalue(f"{request.param}_page")
+
+    def test_it_is_well_formed_and_needs_nothing_else(self, page: Path) -> None:
+        parsed = Parsed(page)
+        ids = parsed.values("id")
+        assert len(set(ids)) == len(ids)
+        assert set(parsed.values("aria-controls")) <= set(ids)
+        script = page.read_text(encoding="utf-8").partition("<script>")[2]
+        assert set(re.findall(r'getElementById\("(\w+)"\)', script)) <= set(ids)
+        assert parsed.values("src") == []
+        assert all(link.removeprefix("#") in ids for link in parsed.values("href"))
+        source = page.read_text(encoding="utf-8")
+        assert re.findall(r"https?:|@import", source) == []
+        assert set(re.findall(r"url\(.{5}", source)) == {'url("data'}
+
+    def test_no_event_handler_and_one_script(self, page: Path) -> None:
+        parsed = Parsed(page)
+        assert parsed.count("script") == 1
+        assert not [name for _, attributes in parsed.elements for name in attributes if name.startswith("on")]
+
+    def test_every_image_and_chart_has_a_name(self, page: Path) -> None:
+        pictures = [attributes for _, attributes in Parsed(page).elements if attributes.get("role") == "img"]
+        assert pictures
+        assert all(attributes["aria-label"] for attributes in pictures)
+
+    def test_names_are_text(self, hostile_page: Path) -> None:
+        text = "".join(Parsed(hostile_page).text)
+        assert all(name in text for name in HOSTILE)
+        assert "<b>run&amp;" in text
+
+    def test_the_numbers_are_those_of_the_table(self, cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path) -> None:
+        page = tmp_path / "page.html"
+        metrics = cifarctl("evaluate", "-m", classifier_run, "--report", page, "--json").json["metrics"]
+        text = "".join(Parsed(page).text)
+        low, high = metrics["accuracy_ci95"]
+        for shown in (f"{metrics['accuracy']:.2%}", f"{low:.2%} to {high:.2%}", f"{metrics['macro_f1']:.4f}"):
+            assert shown in text
+
+    def test_models_and_splits_are_compared(self, comparison_page: Path) -> None:
+        text = "".join(Parsed(comparison_page).text)
+        assert "McNemar" in text
+        assert "− val" in text
+        assert re.search(r"[+-]\d+\.\d\d points to [+-]\d+\.\d\d points", text)
+        assert Parsed(comparison_page).count("section") == 4
+
+    def test_it_is_kept_where_a_threshold_is_missed(
+        self, cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path
+    ) -> None:
+        page = tmp_path / "page.html"
+        done = cifarctl("evaluate", "-m", classifier_run, "--report", page, "--fail-under", "accuracy=1.01")
+        assert done.code == 3
+        assert Parsed(page).count("table") == 2
+
+    def test_where_it_cannot_be_written(self, cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path) -> None:
+        folder = cifarctl("evaluate", "-m", classifier_run, "--report", tmp_path)
+        assert (folder.code, folder.out) == (2, "")
+        assert "a folder, not a file" in folder.error
+        (tmp_path / "file").touch()
+        below = cifarctl("evaluate", "-m", classifier_run, "--report", tmp_path / "file" / "page.html")
+        assert below.code == 1
+        assert str(tmp_path / "file") in below.error
+
+    def test_a_damaged_history_is_named(self, cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path) -> None:
+        shutil.copy(classifier_run / "model.safetensors", tmp_path)
+        (tmp_path / "metrics.jsonl").write_text("[1]\n")
+        done = cifarctl("evaluate", "-m", tmp_path, "--report", tmp_path / "page.html")
+        assert done.code == 1
+        assert "metrics.jsonl: cannot be read" in done.error
+
+
+class TestWhatIsShown:
+    def section(
+        self, *, n: int = 10_000, classes: int = 10, limit: int = 1400, noise: float = 1.0
+    ) -> ClassifierSection:
+        """Of a made-up classifier; images are noise, the worst case for a page's size."""
+        torch.manual_seed(0)
+        labels = torch.arange(n) % classes
+        data = Dataset(
+            torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8),
+            labels,
+            tuple(f"class {i}" for i in range(classes)),
+        )
+        scores = torch.nn.functional.one_hot(labels, classes) + noise * torch.randn(n, classes)
+        probabilities = scores.softmax(1)
+        matrix = torch.zeros(classes, classes, dtype=torch.long)
+        matrix.index_put_((labels, probabilities.argmax(1)), torch.tensor(1), accumulate=True)
+        metrics = {"accuracy": 0.5, "accuracy_ci95": (0.4, 0.6), "macro_f1": 0.5, "nll": 1.0, "ece": 0.1}
+        rows = [{"label": name, "precision": 0, "recall": 0, "f1": 0, "support": 1} for name in data.classes]
+        result = {"model": "m", "kind": "classifier", "data": "d", "split": "test", "n": n, "metrics": metrics}
+        result |= {"confusion_matrix": matrix.tolist(), "per_class": rows, "tta": False}
+        return classifier_section(result, data, probabilities, [], limit)
+
+    @pytest.mark.parametrize("classes", [10, 100])
+    def test_a_page_of_10_000_images_stays_under_7_mb_even_of_noise(self, tmp_path: Path, classes: int) -> None:
+        # Noise cannot be compressed: 4 bytes in base64 for 3. Photographs take two thirds.
+        write_report(tmp_path / "page.html", [self.section(classes=classes)], [])
+        assert (tmp_path / "page.html").stat().st_size < 7_000_000
+
+    def test_a_cell_shows_its_most_confident_images(self) -> None:
+        cells = [cell for row in self.section(limit=5000).cells for cell in row]
+        for cell in cells:
+            assert len(cell.answers) == min(cell.count, DIAGONAL if cell.is_hit else OFF_DIAGONAL)
+            confidence = [answer.top[0][1] for answer in cell.answers]
+            assert confidence == sorted(confidence, reverse=True)
+            assert {answer.truth for answer in cell.answers} <= {cell.truth}
+            assert {answer.top[0][0] for answer in cell.answers} <= {cell.label}
+
+    def test_where_there_is_no_room_for_all_every_cell_gets_some(self) -> None:
+        cells = [cell for row in self.section(limit=300).cells for cell in row if cell.count]
+        assert sum(len(cell.answers) for cell in cells) == 300
+        assert min(len(cell.answers) for cell in cells) >= 1
+
+    def test_without_a_mistake(self, tmp_path: Path) -> None:
+        section = self.section(n=30, classes=3, noise=0.0)
+        assert section.mistakes == []
+        assert section.first.is_hit
+        write_report(tmp_path / "page.html", [section], [])
+        assert "None." in "".join(Parsed(tmp_path / "page.html").text)
+
+    def test_a_name_that_is_no_utf_8(self, tmp_path: Path) -> None:
+        section = replace(self.section(n=30, classes=3), name=os.fsdecode(b"caf\xe9"))
+        write_report(tmp_path / "page.html", [section], [])
+        assert r"caf\udce9" in "".join(Parsed(tmp_path / "page.html").text)
+
+    def test_the_sheet_holds_the_images_to_the_bit(self) -> None:
+        images = torch.randint(0, 256, (45, 3, 32, 32), dtype=torch.uint8)
+        sheet = Sprite.pack(images)
+        assert (sheet.columns, sheet.rows) == (40, 2)
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2]))))
+        for i in (0, 39, 40, 44):
+            place = Thumb.at(i, "")
+            found = pixels[32 * place.row :, 32 * place.column :][:32, :32]
+            assert (found == images[i].permute(1, 2, 0).numpy()).all()
+
+    @pytest.mark.parametrize(
+        ("axis", "ticks"),
+        [
+            (Axis("", 0, 1), [0, 0.2, 0.4, 0.6, 0.8, 1]),
+            (Axis("", 0.5, 9.5, whole=True), [2, 4, 6, 8]),
+            (Axis("", 1, 2, whole=True), [1, 2]),
+            (Axis("", 0.02, 30, log=True), [0.1, 1, 10]),
+            (Axis("", 90, 550, log=True), [100, 200, 500]),
+        ],
+    )
+    def test_ticks_are_round_numbers(self, axis: Axis, ticks: list[float]) -> None:
+        assert axis.ticks() == pytest.approx(ticks)
+
+    def test_a_single_epoch_makes_no_curve(self) -> None:
+        record: Record = {"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5}
+        assert learning_curves([record], "classifier") == []
+        assert len(learning_curves([record, {**record, "epoch": 2}], "classifier")) == 2
+        assert learning_curves([record, {**record, "epoch": 2, "val_loss": math.nan}], "classifier") == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Debian's Chromium, or Chrome."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip("neither Chromium nor Chrome is installed: apt install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable)
+        yield browser
+        browser.close()
+
+
+class TestInABrowser:
+    @pytest.fixture
+    def open_page(self, browser: "Browser") -> "Iterator[Callable[..., Page]]":
+        """Open a file; whatever it complains about or asks the network for fails the test."""
+        complaints: list[str] = []
+        contexts = []
+
+        def open_page(path: Path, width: int = 1400, height: int = 1000) -> "Page":
+            context = browser.new_context(viewport={"width": width, "height": height})
+            contexts.append(context)
+            page = context.new_page()
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("dialog", lambda dialog: complaints.append(dialog.message))
+            page.on("request", lambda request: complaints.append(request.url) if opened(request.url) else None)
+            page.goto(path.as_uri())
+            return page
+
+        def opened(url: str) -> bool:
+            return not url.startswith(("file:", "data:"))
+
+        yield open_page
+        for context in contexts:
+            context.close()
+        assert complaints == []
+
+    @pytest.mark.parametrize("kind", ["classifier", "autoencoder", "comparison", "hostile"])
+    @pytest.mark.parametrize("width", [1400, 390])
+    def test_it_fits_the_window(
+        self, open_page: "Callable[..., Page]", request: pytest.FixtureRequest, kind: str, width: int
+    ) -> None:
+        page = open_page(request.getfixturevalue(f"{kind}_page"), width, 844)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("document.documentElement.scrollHeight") > 844
+
+    def test_headings_sort_the_classes(self, open_page: "Callable[..., Page]", classifier_page: Path) -> None:
+        page = open_page(classifier_page)
+        rows = page.locator("table.list tbody tr")
+
+        def recall() -> list[float]:
+            return [float(text) for text in rows.locator("td:nth-child(3)").all_text_contents()]
+
+        heading = page.get_by_role("columnheader", name="recall")
+        before = recall()
+        assert heading.get_attribute("aria-sort") == "none"
+        heading.get_by_role("button").click()
+        assert (recall(), heading.get_attribute("aria-sort")) == (sorted(before, reverse=True), "descending")
+        heading.get_by_role("button").press("Enter")
+        assert (recall(), heading.get_attribute("aria-sort")) == (sorted(before), "ascending")
+        page.get_by_role("columnheader", name="class", exact=True).get_by_role("button").click()
+        names = rows.locator("th").all_text_contents()
+        assert names == sorted(names)
+        assert heading.get_attribute("aria-sort") == "none"
+
+    def test_a_cell_shows_its_images(self, open_page: "Callable[..., Page]", classifier_page: Path) -> None:
+        page = open_page(classifier_page)
+        shown = page.locator(".images > div:not([hidden])")
+        assert shown.count() == 1
+        cell = page.locator(".matrix tbody tr").nth(2).locator("td.hit button")
+        cell.click()
+        assert cell.get_attribute("aria-pressed") == "true"
+        assert page.locator(".matrix button[aria-pressed=true]").count() == 1
+        assert shown.count() == 1
+        heading = shown.locator("h4").inner_text()
+        assert heading.startswith(cell.get_attribute("aria-label"))
+        cards = shown.locator(".card")
+        assert cards.count() == min(int(cell.inner_text()), DIAGONAL)
+        truth = page.locator(".matrix tbody tr").nth(2).locator("th").inner_text()
+        assert set(cards.locator("figcaption b").all_text_contents()) == {truth}
+        assert set(cards.locator("li:first-child span:first-child").all_text_contents()) == {truth}
+
+    def test_the_keyboard_does_what_the_mouse_does(
+        self, open_page: "Callable[..., Page]", classifier_page: Path
+    ) -> None:
+        page = open_page(classifier_page)
+        tip = page.locator("#tip")
+        assert not tip.is_visible()
+        page.locator(".matrix tbody tr").nth(0).locator("td.hit button").focus()
+        for key in ("ArrowDown", "ArrowRight", "ArrowLeft", "ArrowUp"):
+            page.keyboard.press(key)
+            label = page.evaluate("document.activeElement.getAttribute('aria-label')")
+            assert tip.inner_text() == label
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+        assert page.locator(".matrix button[tabindex='0']").count() == 1
+        page.keyboard.press("Escape")
+        assert not tip.is_visible()
+
+    def test_hovering_a_cell_says_what_it_counts(self, open_page: "Callable[..., Page]", classifier_page: Path) -> None:
+        page = open_page(classifier_page)
+        cell = page.locator(".matrix td button").first
+        cell.hover()
+        assert page.locator("#tip").inner_text() == cell.get_attribute("aria-label")
+        page.mouse.move(0, 0)
+        assert not page.locator("#tip").is_visible()
+
+    def test_images_are_drawn_from_the_one_sheet(self, open_page: "Callable[..., Page]", classifier_page: Path) -> None:
+        page = open_page(classifier_page)
+        thumb = page.locator(".thumb:visible").first
+        thumb.scroll_into_view_if_needed()
+        pixels = Image.open(io.BytesIO(thumb.screenshot())).convert("RGB")
+        assert pixels.size == (64, 64)
+        assert len(pixels.getcolors(64 * 64)) > 20  # a picture, not a plain background
+
+    def test_learning_curves_and_calibration_are_there(
+        self, open_page: "Callable[..., Page]", classifier_page: Path, autoencoder_page: Path
+    ) -> None:
+        page = open_page(classifier_page)
+        for name in ("Accuracy by confidence", "Loss by epoch", "Validation accuracy by epoch"):
+            assert page.get_by_role("img", name=name).bounding_box()["height"] > 100
+        page = open_page(autoencoder_page)
+        for name in ("Images by their PSNR", "PSNR by bytes", "Validation PSNR by epoch"):
+            assert page.get_by_role("img", name=name).bounding_box()["height"] > 100

@@ -5,8 +5,9 @@
 A test fails where the two differ.
 """
 
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -27,23 +28,36 @@ def with_reference(readme: str) -> str:
 def reference() -> str:
     """Every command: its usage and purpose, to be opened for its options."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return "\n".join(_command(name, command) for name, command in commands.items())
+    hints = {str(info.name): get_type_hints(info.callback) for info in app.registered_commands}
+    return "\n".join(_command(name, command, hints[name]) for name, command in commands.items())
 
 
-def _command(name: str, command: Any) -> str:
+def _command(name: str, command: Any, hints: dict[str, Any]) -> str:
     purpose, _, _ = command.help.partition("\n\n")
-    arguments = [param for param in command.params if param.param_type_name == "argument"]
-    options = [param for param in command.params if param.param_type_name == "option"]
-    usage = " ".join(["cifarctl", name, "[OPTIONS]", *(param.metavar for param in arguments)])
-    rows = "\n".join(f"| {_names(param)} | {_meaning(param)} |" for param in options)
-    summary = f"<summary><code>{usage}</code>: {purpose}</summary>"
+    arguments = [param.metavar for param in command.params if param.param_type_name == "argument"]
+    usage = " ".join(["cifarctl", name, "[OPTIONS]", *arguments])
+    rows = "\n".join(
+        f"| {_names(param, hints[param.name])} | {_meaning(param)} |"
+        for param in command.params
+        if param.param_type_name == "option"
+    )
+    summary = f"<summary><code>{usage}</code><br>{purpose}</summary>"
     return f"<details>\n{summary}\n\n| option | |\n|---|---|\n{rows}\n\n</details>\n"
 
 
-def _names(param: Any) -> str:
-    value = f" {param.metavar}" if param.metavar else ""
+def _names(param: Any, hint: Any) -> str:
+    value = param.metavar or "|".join(_choices(hint))
     names = "`, `".join((*param.opts, *param.secondary_opts))
-    return f"`{names}{value}`".replace("|", "\\|")
+    return f"`{names} {value}".replace("|", "\\|").strip() + "`"
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that an option takes, where it takes only some."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return [str(member.value) for member in hint]
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    return [word for inner in get_args(hint) for word in _choices(inner)]
 
 
 def _meaning(param: Any) -> str:

@@ -193,7 +193,7 @@ class TestFile:
 
 class TestWhatIsShown:
     def section(
-        self, *, n: int = 10_000, classes: int = 10, limit: int = 1400, noise: float = 1.0
+        self, *, n: int = 10_000, classes: int = 10, limit: int = 1200, noise: float = 1.0
     ) -> ClassifierSection:
         """Of a made-up classifier; images are noise, the worst case for a page's size."""
         torch.manual_seed(0)
@@ -213,11 +213,14 @@ class TestWhatIsShown:
         result |= {"confusion_matrix": matrix.tolist(), "per_class": rows, "tta": False}
         return classifier_section(result, data, probabilities, [], limit)
 
-    @pytest.mark.parametrize("classes", [10, 100])
-    def test_a_page_of_10_000_images_stays_under_7_mb_even_of_noise(self, tmp_path: Path, classes: int) -> None:
-        # Noise cannot be compressed: 4 bytes in base64 for 3. Photographs take two thirds.
-        write_report(tmp_path / "page.html", [self.section(classes=classes)], [])
-        assert (tmp_path / "page.html").stat().st_size < 7_000_000
+    @pytest.mark.parametrize(("classes", "noise"), [(10, 1.0), (100, 0.35)])
+    def test_the_size_of_a_page_is_bounded(self, tmp_path: Path, classes: int, noise: float) -> None:
+        section = self.section(classes=classes, noise=noise)
+        write_report(tmp_path / "page.html", [section], [])
+        # A byte a channel, in base64: noise cannot be compressed. Photographs take half, 2 KB.
+        pictures = len(section.sprite.uri)
+        assert pictures < 1.03 * (1200 + 48) * 3 * 32 * 32 * 4 / 3
+        assert (tmp_path / "page.html").stat().st_size - pictures < 2_000_000
 
     def test_a_cell_shows_its_most_confident_images(self) -> None:
         cells = [cell for row in self.section(limit=5000).cells for cell in row]
@@ -391,8 +394,8 @@ class TestInABrowser:
         thumb = page.locator(".thumb:visible").first
         thumb.scroll_into_view_if_needed()
         pixels = Image.open(io.BytesIO(thumb.screenshot())).convert("RGB")
-        assert pixels.size == (64, 64)
-        assert len(pixels.getcolors(64 * 64)) > 20  # a picture, not a plain background
+        assert 64 <= min(pixels.size) <= max(pixels.size) <= 65  # half a pixel may be in it
+        assert len(pixels.getcolors(65 * 65)) > 20  # a picture, not a plain background
 
     def test_learning_curves_and_calibration_are_there(
         self, open_page: "Callable[..., Page]", classifier_page: Path, autoencoder_page: Path

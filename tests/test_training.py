@@ -1,10 +1,8 @@
 """`train-ae` and `train-clf`: one loop that is reproducible, survives a signal, and leaves a whole folder."""
 
-import contextlib
 import json
 import math
 import os
-import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -26,7 +24,7 @@ from cifarctl.training.objectives import Classification, FrozenLatents
 from cifarctl.training.optim import build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
 from cifarctl.training.recipes import Recipe
 
-from support import Cifarctl, Result, command
+from support import Cifarctl, command, on_a_terminal
 
 CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 1000, "--batch-size", 250, "--epochs", 2)
 AUTOENCODER = ("train-ae", "--data", "synthetic", "--limit", 1000, "--arch", "conv2", "--epochs", 2)
@@ -49,25 +47,6 @@ def wait_for_line(process: "subprocess.Popen[str]", prefix: str) -> None:
         if line.startswith(prefix):
             return
     raise AssertionError(f"the process ended before it printed {prefix!r}")
-
-
-def on_a_terminal(*arguments: object, env: dict[str, str]) -> Result:
-    """Run the command with a pseudo-terminal for stderr. The result's `err` is what the terminal showed."""
-    terminal, end = pty.openpty()
-    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
-    environment = {**inherited, "TERM": "xterm-256color", **env}
-    shown = b""
-    with subprocess.Popen(
-        [command(), *map(str, arguments)], stdout=subprocess.PIPE, stderr=end, text=True, env=environment
-    ) as process:
-        os.close(end)
-        # Reading fails with EIO once the other end is closed.
-        with contextlib.suppress(OSError):
-            while chunk := os.read(terminal, 65536):
-                shown += chunk
-        out, _ = process.communicate(timeout=60)
-    os.close(terminal)
-    return Result(process.returncode, out, shown.decode())
 
 
 class TestRunFolder:

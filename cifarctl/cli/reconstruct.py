@@ -69,11 +69,9 @@ def reconstruct(
     import torch
 
     from cifarctl import weights
-    from cifarctl.cli.preview import show_images
     from cifarctl.evaluation import psnr
     from cifarctl.hardware import select_device
-    from cifarctl.inference import encode
-    from cifarctl.inference import reconstruct as reconstruct_images
+    from cifarctl.inference import decode, encode
     from cifarctl.weights import save_tensors
 
     output = Output(json=json, quiet=quiet)
@@ -104,15 +102,17 @@ def reconstruct(
         raise UsageError(
             f"{len(images)} images: at most {_MAX_COUNT} in a grid", hint="name fewer files, or a folder with --out"
         )
+    vectors = encode(autoencoder, every if latents else images)
     if latents:
-        vectors = encode(autoencoder, every).cpu()
-        save_tensors(latents, {"latents": vectors, **labels}, {"model": str(path), **origin})
+        save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": str(path), **origin})
 
-    outputs = reconstruct_images(autoencoder, images).cpu()
+    outputs = decode(autoencoder, vectors[: len(images)]).cpu()
     decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
     if out:
         _write(images, outputs, names, out)
     if show:
+        from cifarctl.cli.preview import show_images
+
         pairs = torch.stack((images, (outputs * 255).round().byte()), dim=1).flatten(0, 1)
         captions = [text for name, value in zip(names, decibels, strict=True) for text in (name, f"{value:.1f} dB")]
         show_images(list(pairs.numpy()), captions, output)

@@ -90,7 +90,10 @@ class Run:
 
 
 def load(model: PathLike | None = None, *, device: Device = "auto") -> LoadedClassifier | LoadedAutoencoder:
-    """A `.safetensors` file or a run's folder; None is the pretrained classifier. Raises WeightsError, UsageError."""
+    """A `.safetensors` file, a run's folder, or "classifier" (the default) or "autoencoder", the pretrained ones.
+
+    Raises WeightsError, UsageError.
+    """
     path = weights.resolve(None if model is None else Path(model), "classifier")
     chosen = select_device(device)
     if weights.read_info(path).kind == "classifier":

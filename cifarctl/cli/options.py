@@ -57,16 +57,16 @@ def _model(note: str) -> Any:
     return typer.Option(
         "--model",
         "-m",
-        metavar="FILE|RUN",
+        metavar="FILE|RUN|NAME",
         autocompletion=complete_model,
-        help=f"A .safetensors file or a run's folder{note}",
+        help=f"A .safetensors file, a run's folder, or classifier or autoencoder, the pretrained ones. {note}",
         rich_help_panel=MODEL_PANEL,
     )
 
 
-ModelPath = Annotated[Path | None, _model(".")]
-ModelOrPretrained = Annotated[Path | None, _model(". Default: the pretrained classifier.")]
-ModelPaths = Annotated[list[Path] | None, _model("; several are compared. Default: the pretrained classifier.")]
+ClassifierPath = Annotated[Path | None, _model("Default: classifier.")]
+AutoencoderPath = Annotated[Path | None, _model("Default: autoencoder.")]
+ModelPaths = Annotated[list[Path] | None, _model("Several are compared. Default: classifier.")]
 Device = Annotated[
     DeviceName,
     typer.Option(

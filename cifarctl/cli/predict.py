@@ -23,7 +23,7 @@ def predict(
     image: Annotated[
         list[str], typer.Argument(metavar="IMAGE|DIR|-...", help="Files, folders, or - for one path a line on stdin.")
     ],
-    model: opt.ModelOrPretrained = None,
+    model: opt.ClassifierPath = None,
     top_k: Annotated[
         int,
         typer.Option(

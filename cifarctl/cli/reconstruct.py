@@ -20,7 +20,7 @@ def reconstruct(
     image: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGE|DIR]...", help="Image files. Default: images of a split.")
     ] = None,
-    model: opt.ModelPath = None,
+    model: opt.AutoencoderPath = None,
     data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
     offline: opt.Offline = False,
@@ -62,9 +62,9 @@ def reconstruct(
     Images of another size are resized to 32×32 first.
 
     Examples:
+      cifarctl reconstruct photo.jpg -o out.png
       cifarctl reconstruct -m runs/ae
-      cifarctl reconstruct photo.jpg -m runs/ae -o out.png
-      cifarctl reconstruct --latents test.safetensors -m runs/ae
+      cifarctl reconstruct --latents test.safetensors
     """
     import torch
 

@@ -45,7 +45,7 @@ class Recipe:
 
 
 AUTOENCODER = Recipe(
-    epochs=12,
+    epochs=10,
     batch_size=128,
     optimizer="muon",
     lr=0.02,

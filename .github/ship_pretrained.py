@@ -11,44 +11,26 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+import cifarctl
 from cifarctl import weights
-from cifarctl.data import Source
-from cifarctl.evaluation import evaluate_autoencoder, evaluate_classifier
 
 LIMIT = 10_000_000
 
 
 def main(run: Path, commit: str) -> None:
-    source_path = weights.resolve(run, "classifier")
-    info = weights.read_info(source_path)
-    path = Path(__file__).parent.parent / "cifarctl" / "pretrained" / f"{info.kind}.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    info = replace(info, training={**info.training, "commit": commit})
-    device = torch.device("cpu")
-    model = (
-        weights.load_classifier(source_path, device)[0]
-        if info.kind == "classifier"
-        else weights.load_autoencoder(source_path, device)[0]
-    )
+    model = cifarctl.load(run, device="cpu")
+    info = replace(model.info, training={**model.info.training, "commit": commit})
+    path = weights.PRETRAINED / f"{info.kind}.safetensors"
     # Norms' statistics span more than fp16 holds, and weigh nothing.
-    tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in model.module.state_dict().items()}
     weights.save(path, tensors, info)
 
-    source = Source.trained_on(info.data, None, None)
-    test = source.load("test")
+    shipped = cifarctl.load(path, device="cpu")
+    report = cifarctl.evaluate(shipped)
+    measured = {"n": report.n, **report.metrics}
     if info.kind == "classifier":
-        classifier, _ = weights.load_classifier(path, device)
-        report = evaluate_classifier(classifier, test)
-        measured = {
-            **report.metrics,
-            "tta_accuracy": evaluate_classifier(classifier, test, tta=True).metrics["accuracy"],
-        }
-    else:
-        autoencoder, _ = weights.load_autoencoder(path, device)
-        measured = {**evaluate_autoencoder(autoencoder, test, source.load("train").images).metrics}
-    weights.save(path, tensors, replace(info, metrics={**info.metrics, "test": {"n": len(test), **measured}}))
+        measured["tta_accuracy"] = cifarctl.evaluate(shipped, tta=True).metrics["accuracy"]
+    weights.save(path, tensors, replace(info, metrics={**info.metrics, "test": measured}))
     size = path.stat().st_size
     assert size <= LIMIT, f"{path}: {size:,} bytes"
     print(f"{path}: {size:,} bytes", info.training, measured, sep="\n")

@@ -1,6 +1,6 @@
 """The commands' verbs for Python programs, as `cifarctl.load` and so on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,8 @@ from torch import Tensor
 from cifarctl import inference, weights
 from cifarctl.data import Source
 from cifarctl.data.archive import ARCHIVES
-from cifarctl.data.download import common_places, install, mirrors_from_environment
-from cifarctl.data.images import read_image
+from cifarctl.data.download import install_official
+from cifarctl.data.images import read_images
 from cifarctl.errors import ImageError
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
 from cifarctl.hardware import Device, select_device
@@ -58,12 +58,8 @@ class LoadedClassifier:
 
     def predict(self, images: Images, *, top_k: int = 1, tta: bool = False) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, with their probabilities. Arguments as for `logits`."""
-        top = self.logits(images, tta=tta).softmax(1).topk(top_k)
-        answers = []
-        for confidences, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            ranked = tuple((self.classes[i], confidence) for i, confidence in zip(indices, confidences, strict=True))
-            answers.append(Prediction(*ranked[0], top=ranked))
-        return answers
+        ranked = inference.rank(self.logits(images, tta=tta), self.classes, top_k)
+        return [Prediction(*top[0], top=tuple(top)) for top in ranked]
 
 
 class LoadedAutoencoder:
@@ -94,7 +90,10 @@ class Run:
 
 
 def load(model: PathLike | None = None, *, device: Device = "auto") -> LoadedClassifier | LoadedAutoencoder:
-    """A `.safetensors` file or a run's folder; None is the pretrained classifier. Raises WeightsError, UsageError."""
+    """A `.safetensors` file, a run's folder, or "classifier" (the default) or "autoencoder", the pretrained ones.
+
+    Raises WeightsError, UsageError.
+    """
     path = weights.resolve(None if model is None else Path(model), "classifier")
     chosen = select_device(device)
     if weights.read_info(path).kind == "classifier":
@@ -182,8 +181,7 @@ def download(data: Literal["cifar10", "cifar100"] = "cifar10") -> Path:
     """Get and verify a data set, unless it is there. Returns its file. Raises DownloadError."""
     path, archive = Source(data).path, ARCHIVES[data]
     if not path.exists():
-        urls = [*mirrors_from_environment(), *archive.urls]
-        for _ in install(archive, urls, archive.sha256, path, places=common_places(path.parent)):
+        for _ in install_official(archive, path):
             pass
     return path
 
@@ -199,7 +197,7 @@ def _to_tensor(images: Images) -> Tensor:
     if isinstance(images, str | Path):
         images = [images]
     if not isinstance(images, Tensor | np.ndarray):
-        return torch.from_numpy(np.stack([_read(Path(path)) for path in images]))
+        return torch.from_numpy(np.stack(list(_decoded(Path(path) for path in images))))
     tensor = torch.as_tensor(images)
     if (
         tensor.ndim != 4
@@ -210,8 +208,8 @@ def _to_tensor(images: Images) -> Tensor:
     return tensor
 
 
-def _read(path: Path) -> NDArray[np.uint8]:
-    try:
-        return read_image(path)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
+def _decoded(paths: Iterable[Path]) -> Iterator[NDArray[np.uint8]]:
+    for path, image in read_images(paths):
+        if isinstance(image, ImageError):
+            raise ImageError(f"{path}: {image}")
+        yield image

@@ -1,6 +1,6 @@
 """Batches in; logits, reconstructions or latents out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,13 +28,23 @@ def predict_logits(
         logits: Tensor = model(to_float(batch)).float()
         if tta:
             unsure = logits.softmax(1).amax(1) < _SURE
-            (weight, _), *others = views(batch[unsure])
-            logits[unsure] *= weight
-            for weight, view in others:
-                logits[unsure] += weight * model(view).float()
+            if unsure.any():
+                (weight, _), *others = views(batch[unsure])
+                logits[unsure] *= weight
+                for weight, view in others:
+                    logits[unsure] += weight * model(view).float()
         return logits
 
     return _mapped(model, one_batch, images, precision, batch_size)
+
+
+def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
+    """Logits (N, classes) -> for each image its `top_k` likeliest classes with their probabilities, best first."""
+    top = logits.softmax(1).topk(top_k)
+    return [
+        [(classes[index], confidence) for index, confidence in zip(indices, confidences, strict=True)]
+        for indices, confidences in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
 
 
 def reconstruct(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32") -> Tensor:

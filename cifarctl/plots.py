@@ -1,5 +1,6 @@
 """Every figure. Functions return a Matplotlib figure; `save` writes it as PNG."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def curves(history: Sequence[Mapping[str, float]], metric: str) -> Figure:
     epochs = [record["epoch"] for record in history]
     # One point makes no line.
     style: dict[str, Any] = {"marker": "o", "markersize": 4 if len(epochs) < 30 else 0}
-    loss_axes.plot(epochs, [record["train_loss"] for record in history], color=_GREY, label="train", **style)
+    train_loss = [record.get("train_loss", math.nan) for record in history]  # nothing is trained before epoch 1
+    loss_axes.plot(epochs, train_loss, color=_GREY, label="train", **style)
     loss_axes.plot(epochs, [record["val_loss"] for record in history], color=_BLUE, label="validation", **style)
     loss_axes.set(yscale="log", xlabel="epoch", ylabel="loss", title="Loss")
     for which in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):

@@ -36,23 +36,19 @@ def rate_points(model: Autoencoder, images: Tensor, training_images: Tensor) -> 
     entropy-coded: a vector of 256 takes 256 bytes at 8 bits. Of the codecs' files, only the coded pixels count: not the
     headers, tables and containers, which a file format for 32×32 images would not repeat.
     """
-    points = [
-        RatePoint("latents", bits, model.latent_dim * bits / 8, _quantised_psnr(model, images, training_images, bits))
-        for bits in _BITS
-    ]
+    known, latents = encode(model, training_images), encode(model, images)
+    low, high = known.amin(0), known.amax(0)
+    points = []
+    for bits in _BITS:
+        step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
+        indices = ((latents - low) / step).round().clamp(0, 2**bits - 1)
+        error = decode(model, indices * step + low) - to_float(images)
+        mse = error.square().mean().item()
+        points.append(RatePoint("latents", bits, model.latent_dim * bits / 8, _psnr(mse)))
     arrays = images.cpu().permute(0, 2, 3, 1).numpy()
     for codec in ("jpeg", "webp"):
         points += [_codec_point(codec, quality, arrays) for quality in _QUALITIES]
     return points
-
-
-def _quantised_psnr(model: Autoencoder, images: Tensor, training_images: Tensor, bits: int) -> float:
-    known = encode(model, training_images)
-    low, high = known.amin(0), known.amax(0)
-    step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
-    indices = ((encode(model, images) - low) / step).round().clamp(0, 2**bits - 1)
-    error = decode(model, indices * step + low) - to_float(images)
-    return _psnr(error.square().mean().item())
 
 
 def _codec_point(

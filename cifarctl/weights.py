@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,13 +17,12 @@ from torch import Tensor
 
 import cifarctl
 from cifarctl import models
-from cifarctl.errors import UsageError, WeightsError
+from cifarctl.errors import WeightsError
 from cifarctl.files import atomic_path
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
 _FORMAT = "1"
 PRETRAINED = Path(__file__).parent / "pretrained"
-_COMMANDS = {"autoencoder": "cifarctl train-ae", "classifier": "cifarctl train-clf"}
 M = TypeVar("M", bound=Model)
 
 
@@ -74,19 +73,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def resolve(reference: Path | None, kind: models.Kind) -> Path:
-    """The weights file that a user means: a `.safetensors` file, a run's folder, or None for the pretrained model of
-    `kind`.
+    """The weights file that a user means: a `.safetensors` file, a run's folder, or "classifier" or "autoencoder" for
+    the pretrained ones, where nothing has that name. None is the pretrained one of `kind`.
 
-    Raises WeightsError where there is none, UsageError where no pretrained one comes with this version.
+    Raises WeightsError where there is none.
     """
     if reference is None:
-        path = PRETRAINED / f"{kind}.safetensors"
-        if not path.is_file():
-            raise UsageError(
-                f"--model: no pretrained {kind} comes with this version, so name one",
-                hint=f"{_COMMANDS[kind]}, then -m RUN",
-            )
-        return path
+        return PRETRAINED / f"{kind}.safetensors"
+    if str(reference) in get_args(models.Kind) and not reference.exists():
+        return PRETRAINED / f"{reference}.safetensors"
     if reference.is_dir():
         path = reference / "model.safetensors"
         if not path.is_file():

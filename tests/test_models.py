@@ -47,15 +47,28 @@ def test_bytes_and_floats_are_the_same_input(name: str) -> None:
         assert torch.allclose(model(IMAGES[:4]), model(IMAGES[:4].float() / 255), atol=1e-6)
 
 
-@pytest.mark.parametrize("latent_dim", [48, 32, 16])
-def test_small_latents_use_a_coarser_grid(latent_dim: int) -> None:
+@pytest.mark.parametrize("latent_dim", [1, 32, 100, 256])
+def test_the_default_autoencoder_starts_as_pca(latent_dim: int) -> None:
     model = ResidualAutoencoder(latent_dim, width=8).eval()
-    assert model.encode(IMAGES[:2]).shape == (2, latent_dim)
-    assert model(IMAGES[:2]).shape == (2, 3, 32, 32)
+    model.initialize(IMAGES)
+    with torch.no_grad():
+        mse = (model(IMAGES) - IMAGES.float() / 255).square().mean().item()
+    assert -10 * math.log10(mse) == pytest.approx(pca_psnr(IMAGES, IMAGES, latent_dim), abs=1e-3)
+
+
+def test_the_rotation_gives_each_cell_of_the_grid_its_own_pixels() -> None:
+    model = ResidualAutoencoder(256, width=8)
+    model.initialize(IMAGES)
+    assert torch.allclose(model.rotation @ model.rotation.T, torch.eye(256), atol=1e-4)
+    # What one float of a cell draws: most of its energy lies on and around the cell's 4×4 pixels.
+    drawn = (model.components @ model.rotation).square().view(3, 8, 4, 8, 4, 4, 8, 8).sum((0, 2, 4))
+    total = drawn.sum((0, 1))
+    near = sum(drawn[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2, :, y, x].sum() for y in range(8) for x in range(8))
+    assert near / total.sum() > 0.8
 
 
 @pytest.mark.parametrize(
-    "config", [{"latent_dim": 100}, {"latent_dim": 0}, {"latent_dim": "256"}, {"latent_dim": 10**9}, {"width": -1}]
+    "config", [{"latent_dim": 3073}, {"latent_dim": 0}, {"latent_dim": "256"}, {"latent_dim": 10**9}, {"width": -1}]
 )
 def test_an_impossible_configuration_is_a_value_error(config: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(config))):

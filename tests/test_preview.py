@@ -1,10 +1,7 @@
 """`--show`: images drawn on a terminal, and nothing where there is none."""
 
 import io
-import os
-import pty
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ from rich.console import Console
 from cifarctl.cli.output import Output
 from cifarctl.cli.preview import show_images
 
-from support import Cifarctl, command
+from support import Cifarctl, on_a_terminal
 
 CELL = re.compile(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)m(▀+)")
 
@@ -66,19 +63,6 @@ def test_predict_and_reconstruct_draw_on_a_terminal(
         ["reconstruct", str(photo), "-m", str(autoencoder_run), "--show", "-o", str(tmp_path / "grid.png")],
     )
     for arguments in calls:
-        terminal, end = pty.openpty()
-        environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-        environment |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80"}
-        with subprocess.Popen(
-            [command(), *arguments], stdout=subprocess.DEVNULL, stderr=end, env=environment
-        ) as process:
-            os.close(end)
-            shown = b""
-            try:
-                while chunk := os.read(terminal, 65536):
-                    shown += chunk
-            except OSError:  # the other end is closed
-                pass
-        os.close(terminal)
-        assert process.returncode == 0
-        assert shown.decode().count("▀") >= 32 * 16
+        done = on_a_terminal(*arguments, env={"COLORTERM": "truecolor", "COLUMNS": "80"})
+        assert done.code == 0
+        assert done.err.count("▀") >= 32 * 16

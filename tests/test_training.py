@@ -1,10 +1,8 @@
 """`train-ae` and `train-clf`: one loop that is reproducible, survives a signal, and leaves a whole folder."""
 
-import contextlib
 import json
 import math
 import os
-import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -23,10 +21,10 @@ from cifarctl.training import recipes
 from cifarctl.training.calibration import fit_temperature
 from cifarctl.training.loop import EpochDone, Fitted, fit
 from cifarctl.training.objectives import Classification, FrozenLatents
-from cifarctl.training.optim import build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
+from cifarctl.training.optim import Muon, build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
 from cifarctl.training.recipes import Recipe
 
-from support import Cifarctl, Result, command
+from support import Cifarctl, command, on_a_terminal
 
 CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 1000, "--batch-size", 250, "--epochs", 2)
 AUTOENCODER = ("train-ae", "--data", "synthetic", "--limit", 1000, "--arch", "conv2", "--epochs", 2)
@@ -49,25 +47,6 @@ def wait_for_line(process: "subprocess.Popen[str]", prefix: str) -> None:
         if line.startswith(prefix):
             return
     raise AssertionError(f"the process ended before it printed {prefix!r}")
-
-
-def on_a_terminal(*arguments: object, env: dict[str, str]) -> Result:
-    """Run the command with a pseudo-terminal for stderr. The result's `err` is what the terminal showed."""
-    terminal, end = pty.openpty()
-    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
-    environment = {**inherited, "TERM": "xterm-256color", **env}
-    shown = b""
-    with subprocess.Popen(
-        [command(), *map(str, arguments)], stdout=subprocess.PIPE, stderr=end, text=True, env=environment
-    ) as process:
-        os.close(end)
-        # Reading fails with EIO once the other end is closed.
-        with contextlib.suppress(OSError):
-            while chunk := os.read(terminal, 65536):
-                shown += chunk
-        out, _ = process.communicate(timeout=60)
-    os.close(terminal)
-    return Result(process.returncode, out, shown.decode())
 
 
 class TestRunFolder:
@@ -156,7 +135,7 @@ class TestResume:
             ((*AUTOENCODER, "--ema", 0.9), signal.SIGINT),
             (("train-clf", "--data", "synthetic", "--arch", "mlp", "--epochs", 2), signal.SIGTERM),
         ],
-        ids=["muon", "adamw with averaged weights", "dropout"],
+        ids=["airbench", "muon with averaged weights", "adamw and dropout"],
     )
     def test_an_interrupted_run_ends_with_the_same_bits(
         self, installed: Cifarctl, tmp_path: Path, arguments: tuple[object, ...], number: int
@@ -290,9 +269,9 @@ class TestSpeech:
         assert cifarctl("evaluate", "-m", tmp_path / "run", "--quiet").code == 0
 
     def test_an_impossible_latent_dim_says_what_is_possible(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
-        done = cifarctl("train-ae", "--latent-dim", 100, "--out", tmp_path / "run")
+        done = cifarctl("train-ae", "--arch", "conv2", "--latent-dim", 100, "--out", tmp_path / "run")
         assert done.code == 2
-        assert "a multiple of 16" in done.error
+        assert "a multiple of 64" in done.error
 
     @pytest.mark.parametrize("data", ["none", "one-class", "empty"])
     def test_a_folder_that_is_no_data_set(self, cifarctl: Cifarctl, tmp_path: Path, data: str) -> None:
@@ -375,7 +354,7 @@ class TestLoop:
 
     def test_images_are_small_in_the_first_part(self) -> None:
         train, _ = self.data()
-        recipe = Recipe(1, 10, "muon", 0.1, 0.0, sides=((0.25, 16), (0.5, 24)))
+        recipe = Recipe(1, 10, "airbench", 0.1, 0.0, sides=((0.25, 16), (0.5, 24)))
         objective = Classification(models.build("airbench"), recipe, seed=0)  # type: ignore[arg-type]
         sides = [
             objective.augment(train.images[:10], torch.arange(10), 0, progress).shape[-1]
@@ -420,10 +399,23 @@ class TestOptimizers:
         assert max(factors) == factors[20] == 1
         assert factors[60] == pytest.approx(0.5)
         assert factors[100] == pytest.approx(0, abs=1e-12)
-        linear = Recipe(1, 1, "muon", 1.0, 0.0)
+        linear = Recipe(1, 1, "airbench", 1.0, 0.0)
         assert [learning_rate_factor(linear, p) for p in (0, 0.25, 1)] == [1, 0.75, 0]
 
-    def test_muon_keeps_the_norm_of_filters_and_moves_everything_else_by_sgd(self) -> None:
+    def test_every_step_of_muon_has_the_same_size(self) -> None:
+        torch.manual_seed(0)
+        filters, bias = torch.nn.Parameter(torch.randn(16, 4, 3, 3)), torch.nn.Parameter(torch.randn(16))
+        optimizer = Muon([filters, bias], lr=0.5)
+        for size in (1e-4, 1.0, 1e4):
+            before = filters.detach().clone(), bias.detach().clone()
+            filters.grad, bias.grad = size * torch.randn(16, 4, 3, 3), size * torch.randn(16)
+            optimizer.state.clear()
+            optimizer.step()
+            singular = torch.linalg.svdvals((filters - before[0]).flatten(1)) / 0.5
+            assert 0.4 < singular.min() <= singular.max() < 1.6
+            assert (bias - before[1]).square().mean().sqrt().item() == pytest.approx(0.05, rel=1e-3)
+
+    def test_airbench_keeps_the_norm_of_filters_and_moves_everything_else_by_sgd(self) -> None:
         torch.manual_seed(0)
         model = models.build("airbench", widths=(24, 24, 24))
         optimizer = build_optimizer(model, recipes.CLASSIFIERS["fast"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from cifarctl import models
 
@@ -9,8 +10,8 @@ _DATA = ("cifar10", "cifar100", "synthetic")
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Runs, weights files, and folders that may lead to one."""
-    found = []
+    """The pretrained models, runs, weights files, and folders that may lead to one."""
+    found = [kind for kind in get_args(models.Kind) if kind.startswith(incomplete)]
     for path in _starting_with(incomplete):
         if path.is_dir():
             found.append(str(path) if (path / "model.safetensors").is_file() else f"{path}/")

@@ -12,7 +12,6 @@ from cifarctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from cifarctl.data import Source
-    from cifarctl.data.archive import Archive
 
 
 def download(
@@ -68,7 +67,7 @@ def download(
     from cifarctl.data import Source
     from cifarctl.data.archive import ARCHIVES
     from cifarctl.data.cache import archive_digest
-    from cifarctl.data.download import Installed, common_places, install, is_url
+    from cifarctl.data.download import Installed, common_places, install, is_url, official_sources
 
     archive = ARCHIVES[data]
     wanted = (sha256 or archive.sha256).lower()
@@ -93,7 +92,7 @@ def download(
         )
         output.result(result, lambda: f"{path} is there already{note}")
         return
-    sources = [each for each in source or _mirrors(archive) if not (offline and is_url(each))]
+    sources = [each for each in source or official_sources(archive) if not (offline and is_url(each))]
     places = () if source else common_places(path.parent)
     event = follow(install(archive, sources, wanted, path, places=places, replace=force), archive.name, output)
     if not isinstance(event, Installed):
@@ -120,15 +119,8 @@ def ensure_data(source: "Source", output: Output, *, offline: bool) -> None:
         return
     if offline:
         raise DataError(f"{source.path}: no such file, and --offline", hint=f"cifarctl download --data {source.name}")
-    from cifarctl.data.download import common_places, install
+    from cifarctl.data.download import install_official
 
     output.status(f"{source.name} is not in {source.path.parent}: getting it")
     archive = ARCHIVES[source.name]
-    places = common_places(source.path.parent)
-    follow(install(archive, _mirrors(archive), archive.sha256, source.path, places=places), archive.name, output)
-
-
-def _mirrors(archive: "Archive") -> list[str]:
-    from cifarctl.data.download import mirrors_from_environment
-
-    return [*mirrors_from_environment(), *archive.urls]
+    follow(install_official(archive, source.path), archive.name, output)

@@ -1,7 +1,7 @@
 """Option types that several commands share. Nothing here imports torch."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,39 +51,22 @@ Offline = Annotated[
         "--offline", metavar="", help="Never touch the network: fail where data is missing.", rich_help_panel=DATA_PANEL
     ),
 ]
-ModelPath = Annotated[
-    Path | None,
-    typer.Option(
+
+
+def _model(note: str) -> Any:
+    return typer.Option(
         "--model",
         "-m",
-        metavar="FILE|RUN",
+        metavar="FILE|RUN|NAME",
         autocompletion=complete_model,
-        help="A .safetensors file or a run's folder.",
+        help=f"A .safetensors file, a run's folder, or classifier or autoencoder, the pretrained ones. {note}",
         rich_help_panel=MODEL_PANEL,
-    ),
-]
-ModelOrPretrained = Annotated[
-    Path | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="FILE|RUN",
-        autocompletion=complete_model,
-        help="A .safetensors file or a run's folder. Default: the pretrained classifier.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-ModelPaths = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="FILE|RUN",
-        autocompletion=complete_model,
-        help="A .safetensors file or a run's folder; several are compared. Default: the pretrained classifier.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
+    )
+
+
+ClassifierPath = Annotated[Path | None, _model("Default: classifier.")]
+AutoencoderPath = Annotated[Path | None, _model("Default: autoencoder.")]
+ModelPaths = Annotated[list[Path] | None, _model("Several are compared. Default: classifier.")]
 Device = Annotated[
     DeviceName,
     typer.Option(

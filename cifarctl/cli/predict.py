@@ -23,7 +23,7 @@ def predict(
     image: Annotated[
         list[str], typer.Argument(metavar="IMAGE|DIR|-...", help="Files, folders, or - for one path a line on stdin.")
     ],
-    model: opt.ModelOrPretrained = None,
+    model: opt.ClassifierPath = None,
     top_k: Annotated[
         int,
         typer.Option(
@@ -69,7 +69,6 @@ def predict(
       find . -name '*.png' | cifarctl predict - -m runs/clf
     """
     from cifarctl import weights
-    from cifarctl.cli.preview import show_images
     from cifarctl.cli.records import open_writer
     from cifarctl.data.images import expand
     from cifarctl.hardware import select_device, select_precision
@@ -97,6 +96,8 @@ def predict(
             select_precision(precision, chosen_device),
         ):
             if show and pixels is not None:
+                from cifarctl.cli.preview import show_images
+
                 show_images([pixels], [f"{record['label']} {record['confidence']:.1%}"], output)
             total += 1
             failed += "error" in record
@@ -130,25 +131,21 @@ def _classify(
     import torch
 
     from cifarctl.data.images import read_images
-    from cifarctl.inference import predict_logits
+    from cifarctl.inference import predict_logits, rank
 
     # Two batches ahead: one is decoded in threads while the other is classified.
     decoded = read_images(paths, window=2 * batch_size)
     while batch := list(islice(decoded, batch_size)):
         images = [image for _, image in batch if not isinstance(image, ImageError)]
-        answers: Iterator[tuple[list[float], list[int]]] = iter(())
+        answers: Iterator[list[tuple[str, float]]] = iter(())
         if images:
             logits = predict_logits(
                 model, torch.from_numpy(np.stack(images)), tta=tta, precision=precision, batch_size=batch_size
             )
-            top = logits.softmax(1).topk(top_k)
-            answers = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            answers = iter(rank(logits, classes, top_k))
         for path, image in batch:
             if isinstance(image, ImageError):
                 yield {"path": str(path), "error": str(image)}, None
                 continue
-            ranked = [
-                {"label": classes[index], "confidence": round(confidence, 6)}
-                for confidence, index in zip(*next(answers), strict=True)
-            ]
+            ranked = [{"label": label, "confidence": round(confidence, 6)} for label, confidence in next(answers)]
             yield {"path": str(path), **ranked[0], "top": ranked}, image

@@ -20,7 +20,7 @@ def reconstruct(
     image: Annotated[
         list[Path] | None, typer.Argument(metavar="[IMAGE|DIR]...", help="Image files. Default: images of a split.")
     ] = None,
-    model: opt.ModelPath = None,
+    model: opt.AutoencoderPath = None,
     data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
     offline: opt.Offline = False,
@@ -62,18 +62,16 @@ def reconstruct(
     Images of another size are resized to 32×32 first.
 
     Examples:
+      cifarctl reconstruct photo.jpg -o out.png
       cifarctl reconstruct -m runs/ae
-      cifarctl reconstruct photo.jpg -m runs/ae -o out.png
-      cifarctl reconstruct --latents test.safetensors -m runs/ae
+      cifarctl reconstruct --latents test.safetensors
     """
     import torch
 
     from cifarctl import weights
-    from cifarctl.cli.preview import show_images
     from cifarctl.evaluation import psnr
     from cifarctl.hardware import select_device
-    from cifarctl.inference import encode
-    from cifarctl.inference import reconstruct as reconstruct_images
+    from cifarctl.inference import decode, encode
     from cifarctl.weights import save_tensors
 
     output = Output(json=json, quiet=quiet)
@@ -104,15 +102,17 @@ def reconstruct(
         raise UsageError(
             f"{len(images)} images: at most {_MAX_COUNT} in a grid", hint="name fewer files, or a folder with --out"
         )
+    vectors = encode(autoencoder, every if latents else images)
     if latents:
-        vectors = encode(autoencoder, every).cpu()
-        save_tensors(latents, {"latents": vectors, **labels}, {"model": str(path), **origin})
+        save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": str(path), **origin})
 
-    outputs = reconstruct_images(autoencoder, images).cpu()
+    outputs = decode(autoencoder, vectors[: len(images)]).cpu()
     decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
     if out:
         _write(images, outputs, names, out)
     if show:
+        from cifarctl.cli.preview import show_images
+
         pairs = torch.stack((images, (outputs * 255).round().byte()), dim=1).flatten(0, 1)
         captions = [text for name, value in zip(names, decibels, strict=True) for text in (name, f"{value:.1f} dB")]
         show_images(list(pairs.numpy()), captions, output)

@@ -31,9 +31,9 @@ def train_clf(
     encoder: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE|RUN",
+            metavar="FILE|RUN|NAME",
             autocompletion=complete_model,
-            help="Classify the latents of this autoencoder (frozen), not pixels.",
+            help="Classify the latents of this autoencoder (frozen), not pixels. The pretrained one: autoencoder.",
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,

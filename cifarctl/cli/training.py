@@ -153,11 +153,12 @@ def _bar(output: Output) -> Iterator[_TrainingBar]:
 
 def _epoch_line(event: Any) -> str:
     record, total = event.history[-1], event.epochs
-    return (
-        f"epoch {record['epoch']:>{len(str(total))}}/{total}  loss {record['train_loss']:.4g}"
-        f"  val {record['val_loss']:.4g}  {_metric_text(record)}{' *' if event.is_best else '  '}"
-        f"  {record['images_per_second']:,.0f} images/s  {record['seconds']:.0f} s"
-    )
+    epoch = f"epoch {record['epoch']:>{len(str(total))}}/{total}"
+    measured = f"val {record['val_loss']:.4g}  {_metric_text(record)}{' *' if event.is_best else '  '}"
+    if record["step"] == 0:
+        return f"{epoch}  before training  {measured}".rstrip()
+    speed = f"{record['images_per_second']:,.0f} images/s  {record['seconds']:.0f} s"
+    return f"{epoch}  loss {record['train_loss']:.4g}  {measured}  {speed}"
 
 
 def _metric_text(record: dict[str, Any]) -> str:

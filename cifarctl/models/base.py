@@ -1,6 +1,7 @@
 """What every model of a kind can do. Inputs are uint8 or float in [0, 1], (N, 3, 32, 32); normalisation is inside."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,12 @@ from cifarctl.models.layers import check_range
 
 
 class Model(nn.Module, ABC):
-    """Any model of the registry."""
+    """Any model of the registry.
+
+    useful_untrained: True where `initialize` alone makes a model worth keeping, which training then starts from.
+    """
+
+    useful_untrained: ClassVar[bool] = False
 
     def initialize(self, images: Tensor) -> None:
         """Set what has a closed form from training images, uint8 (N, 3, 32, 32), before the first step."""

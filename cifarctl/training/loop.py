@@ -101,7 +101,24 @@ def fit(
         state.scaler = scaler.state_dict()  # reading it waits for a GPU, so not at every step
         save_checkpoint(checkpoint, state, model, optimizer)
 
+    def validated(epoch: int, **measured: float) -> EpochDone:
+        with _weights(model, state.ema):
+            metrics = objective.validate(val, precision)
+            value = metrics[objective.metric]
+            # `>=`: of equally good epochs the later one, which has seen more.
+            if is_best := value >= state.best_metric:
+                state.best_metric, state.best_epoch, state.best = value, epoch, _copy(model)
+            weights = state.best if is_best else _copy(model)
+        on_val = {f"val_{name}": metric for name, metric in metrics.items()}
+        position = {"epoch": epoch, "step": state.step, "seconds": round(state.seconds, 3)}
+        state.history.append({**position, **measured, **on_val})
+        state.loss_sum.zero_()
+        save()
+        return EpochDone(list(state.history), recipe.epochs, weights, is_best)
+
     with _deferred_signals() as received:
+        if model.useful_untrained and not state.history:
+            yield validated(0)
         while state.step < steps:
             epoch = state.step // steps_an_epoch
             generator = torch.Generator().manual_seed(_stream(seed, "epoch", epoch))
@@ -133,27 +150,12 @@ def fit(
                     raise _interrupted(received[0], state.step, steps, checkpoint)
 
             images_per_second = (steps_an_epoch - first) * batch_size / (state.seconds - seconds_before)
-            with _weights(model, state.ema):
-                metrics = objective.validate(val, precision)
-                value = metrics[objective.metric]
-                # `>=`: of equally good epochs the later one, which has seen more.
-                if is_best := value >= state.best_metric:
-                    state.best_metric, state.best_epoch, state.best = value, epoch + 1, _copy(model)
-                weights = state.best if is_best else _copy(model)
-            state.history.append(
-                {
-                    "epoch": epoch + 1,
-                    "step": state.step,
-                    "train_loss": state.loss_sum.item() / steps_an_epoch,
-                    **{f"val_{name}": metric for name, metric in metrics.items()},
-                    "learning_rate": recipe.lr * learning_rate_factor(recipe, state.step / steps),
-                    "images_per_second": round(images_per_second, 1),
-                    "seconds": round(state.seconds, 3),
-                }
+            yield validated(
+                epoch + 1,
+                train_loss=state.loss_sum.item() / steps_an_epoch,
+                learning_rate=recipe.lr * learning_rate_factor(recipe, state.step / steps),
+                images_per_second=round(images_per_second, 1),
             )
-            state.loss_sum.zero_()
-            save()
-            yield EpochDone(list(state.history), recipe.epochs, weights, is_best)
             if received:
                 raise _interrupted(received[0], state.step, steps, checkpoint)
     model.load_state_dict(state.best)

@@ -17,8 +17,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
-    if recipe.optimizer == "muon":
-        optimizer = Muon(named, recipe.lr, recipe.weight_decay, recipe.batch_size)
+    if recipe.optimizer == "airbench":
+        optimizer = AirbenchMuon(named, recipe.lr, recipe.weight_decay, recipe.batch_size)
+    elif recipe.optimizer == "muon":
+        optimizer = Muon([p for _, p in named], recipe.lr)
     else:
         # Biases and norms do not overfit, and decaying them only moves them from where they should be.
         groups = [
@@ -46,16 +48,47 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum for convolutions; SGD with Nesterov momentum for everything else.
+    """Nesterov momentum whose every step has the same size: convolutions' and matrices' with all singular values made
+    about one, vectors' with a root mean square of a tenth.
+
+    lr: of all of them; a matrix with more rows than columns moves by √(rows / columns) more. For nets whose layers'
+    scales matter, as they do without normalisation. Source: Jordan et al., "Muon: An optimizer for hidden layers in
+    neural networks", 2024.
+    """
+
+    _MOMENTUM, _VECTORS = 0.95, 0.1
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = [_nesterov(self.state[p], p.grad, self._MOMENTUM) for p in parameters]
+            matrices = [i for i, update in enumerate(updates) if update.ndim > 1]
+            orthogonal = dict(zip(matrices, _orthogonalised([updates[i] for i in matrices]), strict=True))
+            for i, (parameter, update) in enumerate(zip(parameters, updates, strict=True)):
+                if i in orthogonal:
+                    scale = max(1.0, len(parameter) / parameter[0].numel()) ** 0.5
+                    parameter.add_(orthogonal[i], alpha=-group["lr"] * scale)
+                else:
+                    root_mean_square = update.square().mean().sqrt().clamp_min(1e-12)
+                    parameter.add_(update / root_mean_square, alpha=-group["lr"] * self._VECTORS)
+
+
+class AirbenchMuon(torch.optim.Optimizer):
+    """Orthogonalised momentum for convolutions that a norm follows; SGD with Nesterov momentum for everything else.
 
     named_parameters: (name, parameter) pairs. lr: of the convolutions. weight_decay: what a step at the peak rate takes
     off everything else.
     batch_size: the other parameters' rates grow with it, since the loss is a mean over the batch.
 
     A convolution's weight, (out, in, 3, 3) seen as a matrix (out, in · 9), is kept at Frobenius norm √out and moved by
-    its momentum with all singular values made about one (five-term Newton–Schulz iteration). Sources: Jordan et al.,
-    "Muon: An optimizer for hidden layers in neural networks", 2024, and airbench94, whose rates for the other
-    parameters these are.
+    its momentum with all singular values made about one (five-term Newton–Schulz iteration). Source: airbench94, whose
+    rates for the other parameters these are.
     """
 
     _MOMENTUM, _SGD_MOMENTUM = 0.6, 0.85
@@ -92,9 +125,7 @@ class Muon(torch.optim.Optimizer):
                 grad: Tensor = parameter.grad
                 if not group["orthogonalise"]:
                     grad = grad + group["weight_decay"] / group["peak_lr"] * parameter
-                buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(grad))
-                buffer.mul_(momentum).add_(grad)
-                updates.append(grad.add(buffer, alpha=momentum))
+                updates.append(_nesterov(self.state[parameter], grad, momentum))
             if group["orthogonalise"]:
                 for parameter in parameters:
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
@@ -103,8 +134,14 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update, alpha=-group["lr"])
 
 
+def _nesterov(state: dict[str, Tensor], grad: Tensor, momentum: float) -> Tensor:
+    buffer = state.setdefault("momentum", torch.zeros_like(grad))
+    buffer.mul_(momentum).add_(grad)
+    return grad.add(buffer, alpha=momentum)
+
+
 def _orthogonalised(updates: list[Tensor]) -> list[Tensor]:
-    """Each (out, in, 3, 3) with its singular values near one. Equal shapes go through the iteration together."""
+    """Each (out, in, …), as a matrix, with singular values near one. Equal shapes go through the iteration together."""
     by_shape: dict[torch.Size, list[int]] = {}
     for i, update in enumerate(updates):
         by_shape.setdefault(update.shape, []).append(i)

@@ -13,9 +13,9 @@ class Recipe:
     """How to train one kind of model.
 
     epochs: passes over the training split. batch_size: images a step.
-    optimizer: "muon" (orthogonalised momentum for convolutions, SGD for the rest) or "adamw".
-    lr: peak learning rate, of the convolutions under Muon. weight_decay: decoupled; a step at the peak rate shrinks
-        a weight by lr · weight_decay of itself under AdamW, by weight_decay under Muon's SGD.
+    optimizer: "airbench" (Muon for convolutions that a norm follows, SGD for the rest), "muon" or "adamw".
+    lr: peak learning rate, of the convolutions under airbench. weight_decay: decoupled; a step at the peak rate shrinks
+        a weight by lr · weight_decay of itself under AdamW, by weight_decay under airbench's SGD. Muon has none.
     warmup: the part of all steps in which the rate rises from zero. schedule: how it falls to zero after that.
     label_smoothing: of the cross-entropy; autoencoders ignore it.
     flip: left-right mirroring. crop: shift by up to so many pixels. cutout: side of a grey square; 0 is none.
@@ -28,7 +28,7 @@ class Recipe:
 
     epochs: int
     batch_size: int
-    optimizer: Literal["muon", "adamw"]
+    optimizer: Literal["airbench", "muon", "adamw"]
     lr: float
     weight_decay: float
     warmup: float = 0.0
@@ -45,11 +45,11 @@ class Recipe:
 
 
 AUTOENCODER = Recipe(
-    epochs=4,
+    epochs=10,
     batch_size=128,
-    optimizer="adamw",
-    lr=2e-3,
-    weight_decay=0.01,
+    optimizer="muon",
+    lr=0.02,
+    weight_decay=0.0,
     warmup=0.15,
     schedule="cosine",
     flip="random",
@@ -62,7 +62,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     "fast": Recipe(
         epochs=9,
         batch_size=512,
-        optimizer="muon",
+        optimizer="airbench",
         lr=0.12,
         weight_decay=1e-3,
         label_smoothing=0.2,
@@ -73,7 +73,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     "best": Recipe(
         epochs=40,
         batch_size=512,
-        optimizer="muon",
+        optimizer="airbench",
         lr=0.09,
         weight_decay=1e-3,
         label_smoothing=0.2,

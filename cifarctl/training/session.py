@@ -217,9 +217,9 @@ def _finish(
     run.write_history(fitted.history)
     plots.save(plots.curves(fitted.history, curve), run.path / "curves.png")
     if board:
-        board.log_picture(f"test/{picture.stem}", picture, len(fitted.history))
+        board.log_picture(f"test/{picture.stem}", picture, int(fitted.history[-1]["epoch"]))
 
-    best = fitted.history[fitted.best_epoch - 1]
+    best = next(record for record in fitted.history if record["epoch"] == fitted.best_epoch)
     val = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
     measured = {"best_epoch": fitted.best_epoch, "val": val, "test": {"n": report.n, **metrics}}
     weights.save(run.model, model.state_dict(), replace(info, metrics=measured))
@@ -229,7 +229,7 @@ def _finish(
         "kind": info.kind,
         "arch": info.model,
         "data": info.data,
-        "epochs": len(fitted.history),
+        "epochs": int(fitted.history[-1]["epoch"]),
         **measured,
         "training_seconds": fitted.history[-1]["seconds"],
     }

@@ -1,9 +1,9 @@
 """From mirrors, files and folders to one verified data file. Yields what happens and prints nothing."""
 
 from cifarctl.data.download.events import Chosen, Event, Failed, Installed, Present, Progress, Waiting
-from cifarctl.data.download.install import install
+from cifarctl.data.download.install import install, install_official, official_sources
 from cifarctl.data.download.local import common_places
-from cifarctl.data.download.mirrors import is_url, mirrors_from_environment
+from cifarctl.data.download.mirrors import is_url
 
 __all__ = [
     "Chosen",
@@ -15,6 +15,7 @@ __all__ = [
     "Waiting",
     "common_places",
     "install",
+    "install_official",
     "is_url",
-    "mirrors_from_environment",
+    "official_sources",
 ]

@@ -163,7 +163,7 @@ class TestFile:
         text = "".join(Parsed(comparison_page).text)
         assert "McNemar" in text
         assert "− val" in text
-        assert re.search(r"[+-]\d+\.\d\d points to [+-]\d+\.\d\d points", text)
+        assert re.search(r"[+-]\d+\.\d\d to [+-]\d+\.\d\d points", text)
         assert Parsed(comparison_page).count("section") == 4
 
     def test_it_is_kept_where_a_threshold_is_missed(

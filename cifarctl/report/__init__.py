@@ -28,7 +28,6 @@ from cifarctl.wording import (
     format_difference,
     format_metric,
     format_p_value,
-    model_name,
 )
 
 __all__ = ["Section", "autoencoder_section", "classifier_section", "write_report"]
@@ -80,12 +79,12 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         "format_metric": format_metric,
         "format_difference": format_difference,
         "format_p_value": format_p_value,
-        "model_name": model_name,
     }
     page = environment.get_template("report.html").render(
         rows=_rows(sections, next(iter(columns))),
         columns=columns,
         differences=differences,
+        model_names={section.result["model"]: section.name for section in sections},
         style=style,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

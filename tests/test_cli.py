@@ -119,7 +119,7 @@ class TestCompletion:
         ("line", "offers"),
         [
             ("cifarctl pre", ["predict"]),
-            ("cifarctl predict -m ", ["other.safetensors", "runs/"]),
+            ("cifarctl predict -m ", ["autoencoder", "classifier", "other.safetensors", "runs/"]),
             ("cifarctl predict -m runs/", ["runs/a", "runs/b/"]),
             ("cifarctl predict -m oth", ["other.safetensors"]),
             ("cifarctl predict -m none/", []),

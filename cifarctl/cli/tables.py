@@ -1,10 +1,12 @@
-"""Results as rich tables that fit 80 columns."""
+"""Results as rich tables that fit 80 columns, and narrower terminals by saying less."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -28,11 +30,29 @@ def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str
     return Group(Text(title, style="bold"), "", table)
 
 
-def comparison_table(results: Sequence[Mapping[str, Any]]) -> Table:
+@dataclass(frozen=True)
+class Fitting:
+    """The first of several renderables that fits the terminal, or else the last."""
+
+    choices: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(width=1000)
+        *wider, last = self.choices
+        fits = (one for one in wider if Measurement.get(console, unbounded, one).maximum <= options.max_width)
+        yield next(fits, last)
+
+
+def comparison_table(results: Sequence[Mapping[str, Any]]) -> Fitting:
     """Several results of `evaluate` by model and split, with the gap to the first split where there are others."""
+    columns = COMPARED[results[0]["kind"]]
+    main = next(iter(columns))
+    return Fitting((_comparison_table(results, columns), _comparison_table(results, {main: columns[main]})))
+
+
+def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
     splits = list(dict.fromkeys(result["split"] for result in results))
     classifiers = results[0]["kind"] == "classifier"
-    columns = COMPARED[results[0]["kind"]]
     main = next(iter(columns))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
@@ -72,20 +92,30 @@ def _short(name: str, value: Any) -> str:
     return f"{value:.2f}" if "psnr" in name else format_metric(name, value)
 
 
-def per_class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Precision, recall and F1 of each class."""
+def per_class_table(rows: Sequence[Mapping[str, Any]]) -> Fitting:
+    """Precision, recall, F1 and support of each class; where that is too wide, recall and F1."""
+    return Fitting([_per_class_table(rows, columns) for columns in (("precision", "recall", "f1"), ("recall", "f1"))])
+
+
+def _per_class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class", overflow="ellipsis")
-    for name in ("precision", "recall", "f1", "support"):
+    table.add_column("class", overflow="ellipsis", no_wrap=True)
+    complete = "precision" in columns
+    for name in (*columns, "support") if complete else columns:
         table.add_column(name, justify="right")
     for row in rows:
-        scores = (f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
-        table.add_row(row["label"], *scores, f"{row['support']:,}")
+        scores = [f"{row[name]:.3f}" for name in columns]
+        table.add_row(row["label"], *scores, *([f"{row['support']:,}"] if complete else []))
     return table
 
 
-def confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:
+def confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Fitting:
     """Counts, coloured by their part of the row; rows are the truth. Column names are cut to five letters."""
+    instead = Text("The confusion matrix is wider than this terminal: --plots and --report draw it.", style="dim")
+    return Fitting((_confusion_table(matrix, classes), instead))
+
+
+def _confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,

@@ -103,14 +103,13 @@ HEAD = Recipe(
 
 # Encoder and head together, from a trained encoder.
 FINETUNE = Recipe(
-    epochs=8,
+    epochs=16,
     batch_size=256,
-    optimizer="adamw",
-    lr=1e-3,
-    weight_decay=0.05,
-    warmup=0.1,
-    schedule="cosine",
+    optimizer="muon",
+    lr=0.02,
+    weight_decay=0.0,
     label_smoothing=0.1,
     flip="alternating",
     crop=4,
+    cutout=8,
 )

@@ -16,7 +16,13 @@ from cifarctl.data.archive import ARCHIVES
 from cifarctl.data.download import install_official
 from cifarctl.data.images import read_images
 from cifarctl.errors import ImageError
-from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
+from cifarctl.evaluation import (
+    AutoencoderReport,
+    ClassifierReport,
+    evaluate_autoencoder,
+    evaluate_classifier,
+    require_classes,
+)
 from cifarctl.hardware import Device, select_device
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.options import TrainOptions
@@ -173,6 +179,7 @@ def evaluate(
     device = next(model.module.parameters()).device
     images = source.load(split).to(device)
     if isinstance(model, LoadedClassifier):
+        require_classes(model.classes, images, "the model")
         return evaluate_classifier(model.module, images, tta=tta)
     return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
 

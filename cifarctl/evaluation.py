@@ -12,9 +12,10 @@ from torch import Tensor
 
 from cifarctl.data import Dataset
 from cifarctl.data.augment import to_float
+from cifarctl.errors import DataError
 from cifarctl.inference import predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
-from cifarctl.models.pca import pca_psnr
+from cifarctl.models.pca import pca_reconstruct
 
 # Higher is better, unless the metric is among these.
 LOWER_IS_BETTER = frozenset({"nll", "ece", "mse", "latent_floats"})
@@ -56,7 +57,8 @@ class AutoencoderReport:
 
     metrics: mse (mean over all pixels of all images, in [0, 1]), psnr (dB, of that mean), psnr_image_mean (mean of the
     images' own PSNR), ssim (mean over the images; Gaussian window of 11, sigma 1.5), latent_floats, compression_ratio
-    (3,072 over latent_floats), pca_psnr (psnr of as many principal components of the training images).
+    (3,072 over latent_floats), pca_psnr and pca_ssim (of as many principal components of the
+    training images).
     reconstructions: float32 (N, 3, 32, 32). image_psnr: float32 (N,).
     """
 
@@ -65,6 +67,15 @@ class AutoencoderReport:
     images_per_second: float
     reconstructions: Tensor
     image_psnr: Tensor
+
+
+def require_classes(known: tuple[str, ...], data: Dataset, model: object) -> None:
+    """Raise DataError, which names the `model`, unless the classes that it knows are those of `data`, in that order."""
+    if known != data.classes:
+        raise DataError(
+            f"{model}: knows the classes {_listed(known)}, but the data has {_listed(data.classes)}",
+            hint="--data names the data set that the model was trained for",
+        )
 
 
 def evaluate_classifier(model: Classifier, data: Dataset, *, tta: bool = False) -> ClassifierReport:
@@ -95,8 +106,6 @@ def evaluate_classifier(model: Classifier, data: Dataset, *, tta: bool = False) 
 
 def evaluate_autoencoder(model: Autoencoder, data: Dataset, train_images: Tensor) -> AutoencoderReport:
     """Measure `model` on `data`, and PCA fitted on `train_images`, uint8 (M, 3, 32, 32), beside it."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     started = time.perf_counter()
     reconstructions = reconstruct(model, data.images)
     seconds = time.perf_counter() - started
@@ -104,18 +113,16 @@ def evaluate_autoencoder(model: Autoencoder, data: Dataset, train_images: Tensor
     originals = to_float(data.images)
     image_mse = (reconstructions - originals).square().flatten(1).mean(1)
     image_psnr = psnr(image_mse)
-    ssim = [
-        torch.as_tensor(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")).flatten()
-        for pair in zip(reconstructions.split(1000), originals.split(1000), strict=True)
-    ]
+    linear = pca_reconstruct(train_images, data.images, model.latent_dim)
     metrics = {
         "mse": image_mse.mean().item(),
         "psnr": psnr(image_mse.mean()).item(),
         "psnr_image_mean": image_psnr.mean().item(),
-        "ssim": torch.cat(ssim).mean().item(),
+        "ssim": _mean_ssim(reconstructions, originals),
         "latent_floats": model.latent_dim,
         "compression_ratio": 3 * 32 * 32 / model.latent_dim,
-        "pca_psnr": pca_psnr(train_images, data.images, model.latent_dim),
+        "pca_psnr": psnr((linear - originals).square().mean()).item(),
+        "pca_ssim": _mean_ssim(linear, originals),
     }
     return AutoencoderReport(len(data), metrics, len(data) / seconds, reconstructions.cpu(), image_psnr.cpu())
 
@@ -162,3 +169,18 @@ def _per_class(matrix: Tensor, classes: tuple[str, ...]) -> list[ClassMetrics]:
             )
         )
     return rows
+
+
+def _mean_ssim(images: Tensor, originals: Tensor) -> float:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    each = [
+        torch.as_tensor(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")).flatten()
+        for pair in zip(images.split(1000), originals.split(1000), strict=True)
+    ]
+    return torch.cat(each).mean().item()
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown}, … ({len(names)})" if len(names) > 4 else shown

@@ -17,6 +17,7 @@ METRIC_NAMES = {
     "latent_floats": "latent floats",
     "compression_ratio": "compression ratio",
     "pca_psnr": "PSNR of PCA at that size",
+    "pca_ssim": "SSIM of PCA at that size",
 }
 COMPARED = {  # the columns of a table of several models, by their kind; the first metric is what counts most
     "classifier": {"accuracy": "accuracy", "accuracy_ci95": "95 %", "macro_f1": "F1", "nll": "NLL", "ece": "ECE"},

@@ -11,7 +11,7 @@ import torch
 
 import cifarctl
 from cifarctl.data import Source
-from cifarctl.errors import ImageError
+from cifarctl.errors import DataError, ImageError
 
 from py2_pickle import SmallArchive
 from support import Cifarctl
@@ -82,6 +82,11 @@ def test_a_run_is_trained_loaded_and_measured(tmp_path: Path) -> None:
     assert report.metrics["accuracy"] == run.summary["test"]["accuracy"]
     ae = cifarctl.train_autoencoder(tmp_path / "ae", data="synthetic", limit=250, arch="conv2", latent_dim=64, epochs=1)
     assert ae.summary["kind"] == "autoencoder"
+
+
+def test_classes_that_the_model_does_not_know_are_no_score_of_zero(classifier_run: Path, image_folder: Path) -> None:
+    with pytest.raises(DataError, match="the model: knows the classes"):
+        cifarctl.evaluate(cifarctl.load(classifier_run), data=str(image_folder))
 
 
 def test_download_leaves_what_is_there(installed: Cifarctl, archive: SmallArchive, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_an_autoencoders_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl
         "latent_floats",
         "compression_ratio",
         "pca_psnr",
+        "pca_ssim",
     }
     assert metrics["mse"] == pytest.approx(error.mean().item(), rel=1e-4)
     assert metrics["psnr"] == pytest.approx(-10 * math.log10(error.mean().item()), abs=1e-3)
@@ -97,6 +98,7 @@ def test_an_autoencoders_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl
     assert (metrics["latent_floats"], metrics["compression_ratio"]) == (64, 48)
     assert 0 < metrics["ssim"] < 1
     assert 10 < metrics["pca_psnr"] < 40
+    assert 0 < metrics["pca_ssim"] < 1
 
 
 def test_the_validation_split_is_the_one_that_training_drew(cifarctl: Cifarctl, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarctl import weights
+from cifarctl import models, weights
 
 from support import Cifarctl
 
@@ -19,17 +19,26 @@ def empty_home(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(tmp_path), "CIFARCTL_DATA_DIR": "", "http_proxy": nowhere, "https_proxy": nowhere}
 
 
-def test_the_classifier_is_small_and_says_how_it_was_made() -> None:
-    path = weights.resolve(None, "classifier")
+@pytest.mark.parametrize(
+    ("kind", "command", "score"),
+    [
+        ("classifier", "cifarctl train-clf --recipe best", "{accuracy:.2%}"),
+        ("autoencoder", "cifarctl train-ae", "{psnr:.2f} dB"),
+    ],
+)
+def test_a_model_is_small_and_says_how_it_was_made(kind: models.Kind, command: str, score: str) -> None:
+    path = weights.resolve(None, kind)
     assert path.stat().st_size <= 10_000_000
+    assert weights.resolve(Path(kind), "classifier") == path
     info = weights.read_info(path)
-    assert list(info.classes) == CLASSES
-    assert info.training["command"] == "cifarctl train-clf --recipe best"
+    assert list(info.classes) == (CLASSES if kind == "classifier" else [])
+    assert info.training["command"] == command
     assert len(info.training["commit"]) == 40
     assert len(info.data["archive_sha256"]) == 64
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert info.training["commit"] in readme, "the model card names another commit"
-    assert f"{info.metrics['test']['accuracy']:.2%}" in readme, "the model card gives another accuracy"
+    _, _, card = (Path(__file__).parent.parent / "README.md").read_text().partition(f"## The pretrained {kind}")
+    card, _, _ = card.partition("\n## ")
+    assert info.training["commit"] in card, "the model card names another commit"
+    assert score.format(**info.metrics["test"]) in card, "the model card gives another score"
 
 
 def test_predict_needs_nothing_but_the_package(
@@ -40,3 +49,13 @@ def test_predict_needs_nothing_but_the_package(
     assert done.code == 0
     assert json.loads(done.out)["label"] in CLASSES
     assert list(tmp_path.iterdir()) == [], "it wrote into the home folder"
+
+
+def test_reconstruct_needs_nothing_but_the_package(
+    installed: Cifarctl, photos: Path, empty_home: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    done = installed("reconstruct", next(photos.iterdir()), "-o", out, "--json", env=empty_home)
+    assert done.code == 0
+    assert done.json["psnr_image_mean"] > 15
+    assert list(tmp_path.iterdir()) == [out]

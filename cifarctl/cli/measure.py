@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarctl.errors import DataError, UsageError
+from cifarctl.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,15 +107,11 @@ def difference(first: Measured, second: Measured) -> dict[str, Any]:
 
 def _measure_classifier(subject: Subject, result: dict[str, Any], images: "Dataset", wanted: Wanted) -> Measured:
     from cifarctl import weights
-    from cifarctl.evaluation import evaluate_classifier
+    from cifarctl.evaluation import evaluate_classifier, require_classes
     from cifarctl.training.run_dir import read_history
 
     model, info = weights.load_classifier(subject.path, images.images.device)
-    if info.classes != images.classes:
-        raise DataError(
-            f"{subject.path}: knows the classes {_listed(info.classes)}, but the data has {_listed(images.classes)}",
-            hint="--data names the data set that the model was trained for",
-        )
+    require_classes(info.classes, images, subject.path)
     history = read_history(subject.path) if wanted.report_images else []
     report = evaluate_classifier(model, images, tta=wanted.tta)
     labels = images.labels.cpu()
@@ -192,8 +188,3 @@ def _reconstructions(images: "Dataset", report: "AutoencoderReport") -> "Figure"
     return plots.reconstructions(
         images.images[indices.to(images.images.device)].cpu(), report.reconstructions[indices], names
     )
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:4])
-    return f"{shown}, … ({len(names)})" if len(names) > 4 else shown

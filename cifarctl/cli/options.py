@@ -53,20 +53,30 @@ Offline = Annotated[
 ]
 
 
-def _model(note: str) -> Any:
+def _model(help: str) -> Any:
     return typer.Option(
         "--model",
         "-m",
         metavar="FILE|RUN|NAME",
         autocompletion=complete_model,
-        help=f"A .safetensors file, a run's folder, or classifier or autoencoder, the pretrained ones. {note}",
+        help=help,
         rich_help_panel=MODEL_PANEL,
     )
 
 
-ClassifierPath = Annotated[Path | None, _model("Default: classifier.")]
-AutoencoderPath = Annotated[Path | None, _model("Default: autoencoder.")]
-ModelPaths = Annotated[list[Path] | None, _model("Several are compared. Default: classifier.")]
+ClassifierPath = Annotated[
+    Path | None, _model("A .safetensors file or a run's folder. Default: classifier, the pretrained one.")
+]
+AutoencoderPath = Annotated[
+    Path | None, _model("A .safetensors file or a run's folder. Default: autoencoder, the pretrained one.")
+]
+ModelPaths = Annotated[
+    list[Path] | None,
+    _model(
+        "A .safetensors file, a run's folder, or classifier or autoencoder, the pretrained ones. May be given several "
+        "times. Default: classifier."
+    ),
+]
 Device = Annotated[
     DeviceName,
     typer.Option(

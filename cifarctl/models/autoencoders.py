@@ -13,7 +13,8 @@ class ResidualAutoencoder(Autoencoder):
     """Principal components, and residual convolutions that make more of as many floats.
 
     latent_dim: floats an image, D, from 1 to 3072. width: channels of the convolutions. encoder_blocks, decoder_blocks:
-    residual blocks on each side.
+    residual blocks on each side; the decoder gets more, since what it must invent is harder than what the encoder must
+    keep.
 
     z = Cᵀ(x - m) + R e(x) and x̂ = m + C z + d(Rᵀz, m + C z). m is the training images' mean and C their first D
     principal components, both frozen; e and d are convolutions on 4×4 patches whose last layers start at zero. So the
@@ -32,7 +33,7 @@ class ResidualAutoencoder(Autoencoder):
     _GRID, _PATCH = 8, 4
 
     def __init__(
-        self, latent_dim: int = 256, width: int = 160, encoder_blocks: int = 4, decoder_blocks: int = 4
+        self, latent_dim: int = 256, width: int = 160, encoder_blocks: int = 2, decoder_blocks: int = 4
     ) -> None:
         super().__init__()
         check_range(

@@ -1,7 +1,5 @@
 """Principal component analysis of images: the best linear autoencoder, and what any other must beat."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -21,14 +19,15 @@ def fit_pca(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean + 0.5, vectors.flip(1)
 
 
-def pca_psnr(train_images: Tensor, images: Tensor, dim: int) -> float:
-    """PSNR in dB, of the mean squared error over `images`, of the first `dim` components fitted on `train_images`. Both
-    are uint8 (N, 3, 32, 32); reconstructions are clamped to [0, 1], as a model's are."""
+def pca_reconstruct(train_images: Tensor, images: Tensor, dim: int) -> Tensor:
+    """What the first `dim` components fitted on `train_images` leave of `images`: float32 (N, 3, 32, 32), clamped to
+    [0, 1], as a model's reconstructions are. Both are uint8 (N, 3, 32, 32).
+    """
     mean, components = fit_pca(train_images)
     components = components[:, :dim]
-    squared_error = 0.0
+    reconstructions = []
     for chunk in images.split(2000):
         pixels = chunk.flatten(1).float() / 255
         linear = (pixels - mean) @ components @ components.T + mean
-        squared_error += (linear.clamp(0, 1) - pixels).square().sum().item()
-    return -10 * math.log10(max(squared_error / images.numel(), 1e-12))
+        reconstructions.append(linear.clamp(0, 1).view_as(chunk))
+    return torch.cat(reconstructions)

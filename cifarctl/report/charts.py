@@ -179,7 +179,7 @@ def learning_curves(history: Sequence[Record], kind: str) -> list[Chart]:
     }
     if min(len(line) for line in lines.values()) < 2:
         return []
-    epochs = Axis("epoch", 1, max(record["epoch"] for record in history), whole=True)
+    epochs = Axis("epoch", history[0]["epoch"], history[-1]["epoch"], whole=True)
     losses = [loss for key in ("train_loss", "val_loss") for _, loss in lines[key]]
     loss = _Drawing("Loss by epoch", epochs, Axis.around(losses, "loss", log=min(losses) > 0))
     loss.line(lines["train_loss"], "grey", lambda x, y: f"epoch {x:.0f}: training loss {y:.4g}")

@@ -45,7 +45,7 @@ class Recipe:
 
 
 AUTOENCODER = Recipe(
-    epochs=10,
+    epochs=12,
     batch_size=128,
     optimizer="muon",
     lr=0.02,
@@ -103,7 +103,7 @@ HEAD = Recipe(
 
 # Encoder and head together, from a trained encoder.
 FINETUNE = Recipe(
-    epochs=16,
+    epochs=12,
     batch_size=256,
     optimizer="muon",
     lr=0.02,

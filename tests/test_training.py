@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifarctl import models, weights
 from cifarctl.data import Dataset, Source
 from cifarctl.errors import TrainingError
+from cifarctl.models.pca import pca_reconstruct
 from cifarctl.training import recipes
 from cifarctl.training.calibration import fit_temperature
 from cifarctl.training.loop import EpochDone, Fitted, fit
@@ -70,6 +71,16 @@ class TestRunFolder:
         for name in ("curves.png", "confusion.png"):
             with Image.open(classifier_run / name) as picture:
                 assert min(picture.size) > 400
+
+    def test_an_autoencoder_is_validated_before_its_first_step(self, autoencoder_run: Path) -> None:
+        first, *others = [json.loads(line) for line in (autoencoder_run / "metrics.jsonl").read_text().splitlines()]
+        assert (first["epoch"], first["step"], "train_loss" in first) == (0, 0, False)
+        assert [line["epoch"] for line in others] == [1, 2]
+        source = Source("synthetic", limit=2000)
+        val = source.load("val").images
+        error = pca_reconstruct(source.load("train").images, val, 64) - val.float() / 255
+        assert first["val_psnr"] == pytest.approx(-10 * math.log10(error.square().mean().item()), abs=0.05)  # bf16
+        assert json.loads((autoencoder_run / "summary.json").read_text())["epochs"] == 2
 
     def test_tensorboard_has_scalars_and_pictures(self, autoencoder_run: Path) -> None:
         events = EventAccumulator(str(autoencoder_run)).Reload()

@@ -22,7 +22,10 @@ class ModelSpec:
 
 REGISTRY: dict[str, ModelSpec] = {
     "resconv": ModelSpec(
-        "autoencoder", "autoencoders", "ResidualAutoencoder", "residual convolutions on 4×4 patches, both ways"
+        "autoencoder",
+        "autoencoders",
+        "ResidualAutoencoder",
+        "principal components, and residual convolutions around them",
     ),
     "conv2": ModelSpec(
         "autoencoder", "autoencoders", "TwoConvAutoencoder", "baseline: two convolutions down, two transposed up"

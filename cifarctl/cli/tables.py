@@ -60,7 +60,7 @@ def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Mapping[str
     for heading in columns.values():
         table.add_column(heading, justify="right")
     if len(splits) > 1:
-        table.add_column(f"− {splits[0]}", justify="right")
+        table.add_column(f"over {splits[0]}", justify="right")
     for model in dict.fromkeys(result["model"] for result in results):
         rows = [result for result in results if result["model"] == model]
         for row in rows:

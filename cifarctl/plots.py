@@ -203,6 +203,6 @@ class _PlainLogFormatter(LogFormatter):
         return f"{x:.3g}" if super().__call__(x, pos) else ""
 
 
-def _shortened(text: str, width: int = 14) -> str:
+def _shortened(text: str, width: int = 18) -> str:
     """The end of a long name: files often differ only there."""
     return text if len(text) <= width else "…" + text[-(width - 1) :]

@@ -58,4 +58,4 @@ def test_reconstruct_needs_nothing_but_the_package(
     done = installed("reconstruct", next(photos.iterdir()), "-o", out, "--json", env=empty_home)
     assert done.code == 0
     assert done.json["psnr_image_mean"] > 15
-    assert list(tmp_path.iterdir()) == [out]
+    assert out.stat().st_size > 10_000

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cifarctl.report import Section
     from cifarctl.weights import ModelInfo
 
-_RATE_IMAGES = 1000  # codecs take a millisecond an image and setting
+_RATE_IMAGES = 500  # codecs take a millisecond an image and setting
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def reconstruct(
     }
     lines = [f"{latents}: {len(every)} latents of {autoencoder.latent_dim} floats"] if latents else []
     if out:
-        lines.append(f"{out}: {len(images)} images, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
+        drawn = "1 image" if len(images) == 1 else f"{len(images)} images"
+        lines.append(f"{out}: {drawn}, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
     output.result(result, lambda: "\n".join(lines))
     if failures:
         report_error(f"{failures[0]}{f' (and {len(failures) - 1} more)' if len(failures) > 1 else ''}")

@@ -57,8 +57,7 @@ class AutoencoderReport:
 
     metrics: mse (mean over all pixels of all images, in [0, 1]), psnr (dB, of that mean), psnr_image_mean (mean of the
     images' own PSNR), ssim (mean over the images; Gaussian window of 11, sigma 1.5), latent_floats, compression_ratio
-    (3,072 over latent_floats), pca_psnr and pca_ssim (of as many principal components of the
-    training images).
+    (3,072 over latent_floats), pca_psnr and pca_ssim (of as many principal components of the training images).
     reconstructions: float32 (N, 3, 32, 32). image_psnr: float32 (N,).
     """
 

@@ -6,6 +6,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -280,11 +282,11 @@ class TestWhatIsShown:
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """Debian's Chromium, or Chrome."""
+    """Chromium or Chrome where one is installed, else the Chromium that Playwright brings, which it downloads."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:
-        pytest.skip("neither Chromium nor Chrome is installed: apt install chromium")
+        subprocess.run([sys.executable, "-m", "playwright", "install", "--only-shell", "chromium"], check=True)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -52,15 +52,8 @@ class Axis:
 
     def fraction(self, value: float) -> float:
         """Where on the axis a value lies: 0 at its low end, 1 at its high one."""
-        low, high, value = (
-            (math.log(x) for x in (self.low, self.high, value))
-            if self.log
-            else (
-                self.low,
-                self.high,
-                value,
-            )
-        )
+        scale = math.log if self.log else float
+        low, high, value = map(scale, (self.low, self.high, value))
         return (value - low) / (high - low)
 
     def ticks(self) -> list[float]:

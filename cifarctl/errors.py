@@ -45,6 +45,10 @@ class TrainingError(CifarctlError):
     """Training cannot go on."""
 
 
+class ProcessLostError(CifarctlError):
+    """Another process of those that torchrun started has ended."""
+
+
 class Interrupted(CifarctlError):  # noqa: N818 (it is no error)
     """A signal ended a training run, after its checkpoint was saved. The exit code is 128 + the signal's number."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cifarctl.data import Dataset
 from cifarctl.data.augment import to_float
+from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import DataError
 from cifarctl.inference import predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
@@ -77,15 +78,17 @@ def require_classes(known: tuple[str, ...], data: Dataset, model: object) -> Non
         )
 
 
-def evaluate_classifier(model: Classifier, data: Dataset, *, tta: bool = False) -> ClassifierReport:
-    """Measure `model` on `data`. tta: average over six views of each image."""
+def evaluate_classifier(
+    model: Classifier, data: Dataset, *, tta: bool = False, ranks: Ranks = ALONE
+) -> ClassifierReport:
+    """Measure `model` on `data`. tta: average over six views of each image. Several `ranks` share out the images."""
     from torchmetrics.functional.classification import (
         multiclass_calibration_error,
         multiclass_confusion_matrix,
     )
 
     started = time.perf_counter()
-    logits = predict_logits(model, data.images, tta=tta)
+    logits = predict_logits(model, data.images, tta=tta, ranks=ranks)
     seconds = time.perf_counter() - started
 
     labels, classes = data.labels.to(logits.device), len(data.classes)
@@ -103,10 +106,14 @@ def evaluate_classifier(model: Classifier, data: Dataset, *, tta: bool = False) 
     return ClassifierReport(len(data), metrics, per_class, matrix.tolist(), len(data) / seconds, probabilities.cpu())
 
 
-def evaluate_autoencoder(model: Autoencoder, data: Dataset, train_images: Tensor) -> AutoencoderReport:
-    """Measure `model` on `data`, and PCA fitted on `train_images`, uint8 (M, 3, 32, 32), beside it."""
+def evaluate_autoencoder(
+    model: Autoencoder, data: Dataset, train_images: Tensor, *, ranks: Ranks = ALONE
+) -> AutoencoderReport:
+    """Measure `model` on `data`, and PCA fitted on `train_images`, uint8 (M, 3, 32, 32), beside it. Several `ranks`
+    share out the images.
+    """
     started = time.perf_counter()
-    reconstructions = reconstruct(model, data.images)
+    reconstructions = reconstruct(model, data.images, ranks=ranks)
     seconds = time.perf_counter() - started
 
     originals = to_float(data.images)

@@ -65,6 +65,15 @@ def reuse_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what Python, torch and its CPU allocator raise where memory is not enough."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _cpu_has_bf16() -> bool:
     """AMX or AVX512-BF16. Emulated bf16, on other processors, is slower than fp32."""
     import torch

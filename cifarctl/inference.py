@@ -1,4 +1,4 @@
-"""Batches in; logits, reconstructions or latents out."""
+"""Batches in; logits, reconstructions or latents out. They are finite, or WeightsError is raised."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from cifarctl.data.augment import to_float, views
+from cifarctl.distributed import ALONE, Ranks
+from cifarctl.errors import WeightsError
 from cifarctl.hardware import Precision, autocast
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
@@ -16,9 +18,15 @@ _SURE = 0.95
 
 
 def predict_logits(
-    model: Classifier, images: Tensor, *, tta: bool = False, precision: Precision = "fp32", batch_size: int = BATCH_SIZE
+    model: Classifier,
+    images: Tensor,
+    *,
+    tta: bool = False,
+    precision: Precision = "fp32",
+    batch_size: int = BATCH_SIZE,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Images uint8 (N, 3, 32, 32) -> logits, float32 (N, classes).
+    """Images uint8 (N, 3, 32, 32) -> logits, float32 (N, classes). Several `ranks` share out the work.
 
     tta: where the likeliest class has less than 95 % of the probability, average the logits of six views
     (`data.augment.views`). The idea of sparing the sure ones is that of the later airbench94 records.
@@ -35,7 +43,7 @@ def predict_logits(
                     logits[unsure] += weight * model(view).float()
         return logits
 
-    return _mapped(model, one_batch, images, precision, batch_size)
+    return _mapped(model, one_batch, images, precision, batch_size, ranks)
 
 
 def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
@@ -47,9 +55,9 @@ def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[
     ]
 
 
-def reconstruct(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32") -> Tensor:
-    """Images uint8 (N, 3, 32, 32) -> their reconstructions, float32 in [0, 1]."""
-    return _mapped(model, lambda batch: model(to_float(batch)), images, precision, BATCH_SIZE)
+def reconstruct(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32", ranks: Ranks = ALONE) -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> their reconstructions, float32 in [0, 1]. Several `ranks` share out the work."""
+    return _mapped(model, lambda batch: model(to_float(batch)), images, precision, BATCH_SIZE, ranks)
 
 
 def encode(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32") -> Tensor:
@@ -63,9 +71,14 @@ def decode(model: Autoencoder, latents: Tensor, *, precision: Precision = "fp32"
 
 
 def _mapped(
-    model: Model, function: Callable[[Tensor], Tensor], inputs: Tensor, precision: Precision, batch_size: int
+    model: Model,
+    function: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    precision: Precision,
+    batch_size: int,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    return torch.cat(list(_batches(model, function, inputs, precision, batch_size)))
+    return ranks.mapped(inputs, lambda part: torch.cat(list(_batches(model, function, part, precision, batch_size))))
 
 
 @torch.inference_mode()
@@ -78,7 +91,9 @@ def _batches(
     try:
         for batch in inputs.split(batch_size):
             with autocast(device, precision):
-                outputs = function(batch.to(device))
-            yield outputs.float()
+                outputs = function(batch.to(device)).float()
+            if not outputs.isfinite().all():  # numbers that are no JSON, and no answer
+                raise WeightsError("the model's outputs are not finite", hint="its weights are damaged, or overflow")
+            yield outputs
     finally:
         model.train(training)

@@ -12,13 +12,12 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import cifarctl
 from cifarctl import models
 from cifarctl.errors import WeightsError
-from cifarctl.files import atomic_path
+from cifarctl.files import save_tensors
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
 _FORMAT = "1"
@@ -61,15 +60,6 @@ def save(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
         "created": info.created or datetime.now(UTC).isoformat(timespec="seconds"),
     }
     save_tensors(path, tensors, metadata)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically. Raises OSError, a full disk included."""
-    with atomic_path(path) as temporary:
-        try:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from None
 
 
 def resolve(reference: Path | None, kind: models.Kind) -> Path:

@@ -17,6 +17,18 @@ from py2_pickle import SmallArchive, write_archive
 from support import Cifarctl, Result, command
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="tests/faults: 20 kills and 10,000 files, for half an hour"
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """True where faults are to be tried as often as it takes to be sure."""
+    return bool(request.config.getoption("--thorough"))
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own data folder."""

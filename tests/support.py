@@ -6,7 +6,8 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,61 @@ def on_a_terminal(*arguments: object, env: dict[str, str]) -> Result:
         out, _ = process.communicate(timeout=60)
     os.close(terminal)
     return Result(process.returncode, out, shown.decode())
+
+
+def model_bytes(run: Path) -> dict[str, bytes]:
+    """The tensors of a finished run."""
+    from safetensors.torch import load_file
+
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(run / "model.safetensors").items()}
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    """The installed command, running."""
+    return subprocess.Popen(
+        [command(), *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def wait_for_line(process: "subprocess.Popen[str]", prefix: str) -> None:
+    """Read what it says on stderr until a line starts with `prefix`."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(prefix):
+            return
+    raise AssertionError(f"the process ended before it printed {prefix!r}")
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A small file system in memory, mounted for one process and those that join it.
+
+    root: its files, seen from outside.
+    """
+
+    owner: int
+    root: Path
+
+    def run(self, *line: object) -> Result:
+        """Run a command where the file system is mounted."""
+        join = ["nsenter", "--target", str(self.owner), "--user", "--mount", "--preserve-credentials"]
+        done = subprocess.run([*join, *map(str, line)], capture_output=True, text=True, timeout=100, check=False)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def cifarctl(self, *arguments: object) -> Result:
+        """Run the installed command there."""
+        return self.run(command(), *arguments)
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[Disk]:
+    """A disk at `folder`. In namespaces of its own it takes no rights, and nothing is left to unmount."""
+    script = f"mount -t tmpfs -o {options} none '{folder}' && echo ready && exec sleep 600"
+    line = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n", "this needs Linux's user namespaces"
+        try:
+            yield Disk(owner.pid, Path(f"/proc/{owner.pid}/root{folder}"))
+        finally:
+            owner.kill()

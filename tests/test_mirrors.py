@@ -5,9 +5,6 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,7 @@ import trustme
 
 from loopback import Mirror, serving
 from py2_pickle import SmallArchive, write_archive
-from support import Cifarctl, Result, command
+from support import Cifarctl, command, mounted
 
 
 @pytest.fixture
@@ -307,35 +304,3 @@ class TestSharedMachine:
             assert files_in(disk.root) == []
         assert done.code == 1
         assert f"{tmp_path}: the data folder cannot be written: Read-only file system" in done.error
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A small file system in memory, mounted for one process and those that join it.
-
-    root: its files, seen from outside.
-    """
-
-    owner: int
-    root: Path
-
-    def cifarctl(self, *arguments: object) -> Result:
-        """Run the installed command where the file system is mounted."""
-        join = ["nsenter", "--target", str(self.owner), "--user", "--mount", "--preserve-credentials"]
-        line = [*join, command(), *(str(argument) for argument in arguments)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
-        return Result(done.returncode, done.stdout, done.stderr)
-
-
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Disk]:
-    """A disk at `folder`. In namespaces of its own it takes no rights, and nothing is left to unmount."""
-    script = f"mount -t tmpfs -o {options} none '{folder}' && echo ready && exec sleep 600"
-    line = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as owner:
-        assert owner.stdout is not None
-        assert owner.stdout.readline() == "ready\n", "this needs Linux's user namespaces"
-        try:
-            yield Disk(owner.pid, Path(f"/proc/{owner.pid}/root{folder}"))
-        finally:
-            owner.kill()

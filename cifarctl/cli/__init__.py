@@ -17,7 +17,9 @@ from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
 from cifarctl.cli.train_ae import train_ae
 from cifarctl.cli.train_clf import train_clf
-from cifarctl.errors import CifarctlError
+from cifarctl.distributed import process_number
+from cifarctl.errors import CifarctlError, Interrupted
+from cifarctl.hardware import is_out_of_memory
 
 
 def _help(command: Callable[..., None]) -> str:
@@ -68,6 +70,10 @@ def run(arguments: list[str] | None = None) -> int:
         if os.environ.get("CIFARCTL_DEBUG"):
             raise
         code, message, hint = _explain(error)
+        if number := process_number():
+            if isinstance(error, Interrupted):  # the first process says so
+                return code
+            message = f"process {number}: {message}"
         report_error(message, hint)
         return code
 
@@ -84,7 +90,7 @@ def _explain(error: Exception) -> tuple[int, str, str | None]:
             return 130, "aborted", None
         case OSError(filename=str() as name):
             return 1, f"{name}: {error.strerror}", None
-        case MemoryError():
+        case MemoryError() | RuntimeError() if is_out_of_memory(error):
             return 1, "out of memory", "a smaller --batch-size, or fewer images"
         case OSError():
             return 1, str(error), None

@@ -11,6 +11,7 @@ import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
+from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,18 +92,23 @@ def evaluate(
     subjects = find_subjects(model or [None], splits, data, data_dir, tta=tta)
     for subject in subjects:
         ensure_data(subject.source, output, offline=offline)
-    chosen_device = select_device(device)
+    chosen_device = local_device(select_device(device))
     count = len(subjects) * len(splits)
     several = count > 1
     measured = []
-    for name in splits:
-        for number, subject in enumerate(subjects):
-            if several:
-                output.status(f"Measuring {subject.path} on {name} …")
-            figures = plots / f"{number}-{subject.source.name}-{name}" if plots and several else plots
-            images = subject.source.load(name).to(chosen_device)
-            wanted = Wanted(tta, figures, report_images=_REPORT_IMAGES // count if report else 0)
-            measured.append(measure(subject, name, images, wanted))
+    with join_ranks(chosen_device) as ranks:
+        if not ranks.is_main:
+            plots = report = None
+        for name in splits:
+            for number, subject in enumerate(subjects):
+                if several:
+                    output.status(f"Measuring {subject.path} on {name} …")
+                figures = plots / f"{number}-{subject.source.name}-{name}" if plots and several else plots
+                images = subject.source.load(name).to(chosen_device)
+                wanted = Wanted(tta, figures, _REPORT_IMAGES // count if report else 0, ranks)
+                measured.append(measure(subject, name, images, wanted))
+    if not ranks.is_main:
+        return
     results = [one.result for one in measured]
     differences = [
         difference(measured[i], measured[j])

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ class Wanted:
     """What to make of a measurement beside its numbers.
 
     tta: average a classifier over six views. figures: a folder for them. report_images: how many images a report's
-    section may show; 0 makes none.
+    section may show; 0 makes none. ranks: the processes that share out the images.
     """
 
     tta: bool = False
     figures: Path | None = None
     report_images: int = 0
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _measure_classifier(subject: Subject, result: dict[str, Any], images: "Datas
     model, info = weights.load_classifier(subject.path, images.images.device)
     require_classes(info.classes, images, subject.path)
     history = read_history(subject.path) if wanted.report_images else []
-    report = evaluate_classifier(model, images, tta=wanted.tta)
+    report = evaluate_classifier(model, images, tta=wanted.tta, ranks=wanted.ranks)
     labels = images.labels.cpu()
     if wanted.figures:
         from cifarctl import plots
@@ -147,7 +149,7 @@ def _measure_autoencoder(subject: Subject, result: dict[str, Any], images: "Data
     model, _ = weights.load_autoencoder(subject.path, device)
     history = read_history(subject.path) if wanted.report_images else []
     train_images = subject.source.load("train").images.to(device)
-    report = evaluate_autoencoder(model, images, train_images)
+    report = evaluate_autoencoder(model, images, train_images, ranks=wanted.ranks)
     result |= {
         "metrics": report.metrics,
         "images_per_second": round(report.images_per_second, 1),

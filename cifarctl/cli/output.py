@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
+from cifarctl.distributed import process_number
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
@@ -22,11 +24,13 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell expects of a writer whose reade
 class Output:
     """One command's output.
 
-    json: results as JSON instead of tables. quiet: errors only on stderr.
+    json: results as JSON instead of tables. quiet: errors only on stderr. Of several processes under torchrun the
+    first one speaks.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
-        self.json, self.quiet = json, quiet
+        self._speaks = process_number() == 0
+        self.json, self.quiet = json, quiet or not self._speaks
 
     @cached_property
     def stderr(self) -> "Console":
@@ -50,6 +54,8 @@ class Output:
 
     def result(self, value: Any, *tables: "Callable[[], RenderableType]") -> None:
         """Give the command's result: `value` as JSON, or else the tables (or lines), which are built only then."""
+        if not self._speaks:
+            return
         if self.json:
             write_line(json.dumps(value, indent=2))
             return

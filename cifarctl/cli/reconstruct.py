@@ -70,9 +70,9 @@ def reconstruct(
 
     from cifarctl import weights
     from cifarctl.evaluation import psnr
+    from cifarctl.files import save_tensors
     from cifarctl.hardware import select_device
     from cifarctl.inference import decode, encode
-    from cifarctl.weights import save_tensors
 
     output = Output(json=json, quiet=quiet)
     if out is None and latents is None:

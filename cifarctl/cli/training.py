@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cifarctl.cli.output import Output
-from cifarctl.errors import Interrupted, UsageError
+from cifarctl.distributed import process_number, restarts
+from cifarctl.errors import Interrupted, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,22 +35,28 @@ def run_training(
     from cifarctl.training.options import TrainOptions, check
     from cifarctl.training.run_dir import RunDir
     from cifarctl.training.session import train
+    from cifarctl.training.signals import raised_signals
 
     command = str(context.info_name)
+    if restarts() and out and (out / "config.json").exists():  # torchrun repeats the command when a process has failed
+        resume, overwrite = True, False
     if resume:
         if out is None:
             raise UsageError("--resume: which run?", hint="name its folder with --out")
-        run = RunDir(out, resume=True)
+        run = RunDir(out, resume=True) if process_number() == 0 else RunDir.opened(out)
         options = _resumed(context, options, TrainOptions.from_config(run.read_config(), run.config))
     else:
         out = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        RunDir.check_free(out, overwrite=overwrite)
+        if process_number() == 0:
+            RunDir.check_free(out, overwrite=overwrite)
     check(options)
     ensure_data(options.source, output, offline=offline)
     try:
-        summary = _show(train(options, out, resume=resume, overwrite=overwrite), output)
-    except Interrupted as error:
-        error.hint = f"go on with: cifarctl {command} --out {shlex.quote(str(out))} --resume"
+        with raised_signals():
+            summary = _show(train(options, out, resume=resume, overwrite=overwrite), output)
+    except (Interrupted, TrainingError) as error:
+        if (out / "config.json").exists():
+            error.hint = error.hint or f"go on with: cifarctl {command} --out {shlex.quote(str(out))} --resume"
         raise
     output.result(summary, lambda: _summary_table(summary))
 

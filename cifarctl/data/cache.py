@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from cifarctl.data.dataset import Dataset
 from cifarctl.errors import DataError
-from cifarctl.files import atomic_path
+from cifarctl.files import save_tensors
 
 _FORMAT = "1"
 
@@ -40,11 +39,7 @@ def write_cache(path: Path, train: Dataset, test: Dataset, archive_sha256: str) 
         "test_labels": test.labels,
     }
     metadata = {"format": _FORMAT, "classes": json.dumps(train.classes), "archive_sha256": archive_sha256}
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # it wraps the system's errors, a full disk among them
-            raise OSError(f"cannot write {path}: {error}") from None
+    save_tensors(path, tensors, metadata)
 
 
 def read_cache(path: Path) -> tuple[Dataset, Dataset]:

@@ -3,7 +3,9 @@
 Imports no torch before it decodes, and never torchvision: `predict` starts as fast as torch does.
 """
 
+import contextlib
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,12 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", 
 SIDE = 32
 
 
+# Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies it takes half a GiB.
+MAX_PIXELS = 64_000_000
+_LARGE = 4_000_000
+_one_large_image = threading.Lock()  # at a time, so that memory does not grow with the number of threads
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode the file at `path` to uint8 (3, 32, 32), RGB.
 
@@ -28,42 +36,63 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     other size is resized to 32×32 (antialiased; the aspect ratio is not kept). Raises ImageError, whose text is the
     reason without the path.
     """
+    with no_warnings():
+        return _decode(path)
+
+
+def _decode(path: Path) -> NDArray[np.uint8]:
     try:
         if not path.is_file():  # a FIFO or a device would block for ever
             raise ImageError("no such file" if not path.exists() else "not a regular file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
-            with Image.open(path) as image:
-                # JPEG decoders can scale by powers of two while decoding: a 12-megapixel photograph 8 times faster.
-                image.draft("RGB", (2 * SIDE, 2 * SIDE))
+        with Image.open(path) as image:
+            # JPEG decoders can scale by powers of two while decoding: a 12-megapixel photograph 8 times faster.
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise ImageError(f"too large: {pixels:,} pixels, more than {MAX_PIXELS:,}")
+            with _one_large_image if pixels > _LARGE else contextlib.nullcontext():
                 return _to_array(image)
     except ImageError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"too large: more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
     except UnidentifiedImageError:
         raise ImageError("not an image in a known format") from None
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise ImageError("not enough memory to decode it") from None
     except Exception as error:  # decoders of damaged files raise nearly anything (struct.error, SyntaxError, …)
         raise ImageError(f"damaged image: {error}") from None
 
 
 def _to_array(image: Image.Image) -> NDArray[np.uint8]:
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in ("P", "PA", "1"):  # numbers of colours cannot be averaged
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if (factor := min(image.size) // (3 * SIDE)) > 1:  # before anything makes copies
+        image = image.reduce(factor)
     if image.mode.startswith(("I", "F")):  # 16 bits and more: convert("RGB") would clip instead of scaling
         deep = np.asarray(image, np.float32)
         top = 65535.0 if deep.max(initial=0) > 255 else 255.0
         image = Image.fromarray((deep.clip(0, top) * (255 / top)).astype(np.uint8))
-    ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(rgba, mask=rgba.getchannel("A"))
     image = image.convert("RGB")
     if image.size != (SIDE, SIDE):
-        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(image).transpose(2, 0, 1)
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Pillow remarks on odd metadata and on large images; what matters of it is checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def read_images(paths: Iterable[Path], window: int = 1024) -> Iterator[tuple[Path, NDArray[np.uint8] | ImageError]]:
@@ -73,27 +102,29 @@ def read_images(paths: Iterable[Path], window: int = 1024) -> Iterator[tuple[Pat
     """
 
     def read(chunk: list[Path]) -> list[tuple[Path, NDArray[np.uint8] | ImageError]]:
-        return [(path, _read_or_error(path)) for path in chunk]
+        return [(path, read_or_error(path)) for path in chunk]
 
     # In chunks, since a task of its own costs a small file as much as its decoding.
     chunk_size = 16
     paths = iter(paths)
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        pending: deque[Future[list[tuple[Path, NDArray[np.uint8] | ImageError]]]] = deque()
-        while chunk := list(islice(paths, chunk_size)):
-            pending.append(pool.submit(read, chunk))
-            if len(pending) * chunk_size >= window:
+    with no_warnings():  # the filters are the process's, so the threads' too
+        try:
+            pending: deque[Future[list[tuple[Path, NDArray[np.uint8] | ImageError]]]] = deque()
+            while chunk := list(islice(paths, chunk_size)):
+                pending.append(pool.submit(read, chunk))
+                if len(pending) * chunk_size >= window:
+                    yield from pending.popleft().result()
+            while pending:
                 yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_or_error(path: Path) -> NDArray[np.uint8] | ImageError:
+def read_or_error(path: Path) -> NDArray[np.uint8] | ImageError:
+    """As `read_image`, but give the ImageError back, and let the caller silence Pillow (`no_warnings`)."""
     try:
-        return read_image(path)
+        return _decode(path)
     except ImageError as error:
         return error
 
@@ -110,7 +141,7 @@ def find_images(folder: Path) -> Iterator[Path]:
 def expand(paths: Iterable[Path]) -> Iterator[Path]:
     """Each path, or where it is a folder, the images under it."""
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
             yield from find_images(path)
         else:
             yield path

@@ -1,5 +1,7 @@
 """Ten learnable classes of drawn shapes: the whole pipeline without a download. A smoke test, no benchmark."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ CLASSES = ("disc", "ring", "square", "frame", "triangle", "cross", "bars", "colu
 TRAIN_SIZE, TEST_SIZE = 10_000, 2_000
 
 
+@lru_cache(maxsize=2)  # train and val are parts of one drawing, which takes a second
 def draw_synthetic(n: int, seed: int) -> Dataset:
     """Draw `n` images, classes in equal parts, from `seed`.
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cifarctl.errors import RunDirError
-from cifarctl.weights import save_tensors
+from cifarctl.files import save_tensors
 
 Record = dict[str, float | int]
 """One epoch's line in `metrics.jsonl`."""

@@ -1,30 +1,35 @@
 """The one training loop: epochs, validation, checkpoints, signals. It yields what happened and prints nothing."""
 
 import hashlib
-import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
 
 from cifarctl.data import Dataset
-from cifarctl.errors import Interrupted, TrainingError
+from cifarctl.distributed import ALONE, Ranks
+from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Precision, autocast
 from cifarctl.models.base import Model
 from cifarctl.training.checkpoint import Record, TrainingState, load_checkpoint, save_checkpoint
+from cifarctl.training.failures import attempted, check_finite
 from cifarctl.training.objectives import Objective
 from cifarctl.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from cifarctl.training.recipes import Recipe
+from cifarctl.training.signals import deferred_signals, interrupted
 
-# How many steps may pass before a loss that is no longer finite is noticed: looking at it makes a GPU wait.
-_FINITE_CHECK_STEPS = 50
+# How many steps may pass before a loss that is no longer finite, or what another process asks for, is noticed: looking
+# makes a GPU wait.
+_LOOK_STEPS = 50
+# After so many seconds without one, there is a checkpoint inside an epoch.
+_CHECKPOINT_SECONDS = 60.0
+# What processes ask of each other: to save now, or, as a signal's number, to save and stop.
+_SAVE = 1
 
 
 @dataclass(frozen=True)
@@ -70,40 +75,71 @@ def fit(
     seed: int,
     precision: Precision,
     checkpoint: Path,
+    ranks: Ranks = ALONE,
 ) -> Iterator[StepDone | EpochDone | Fitted]:
     """Train `model` in place and leave the best epoch's weights (by `objective.metric` on `val`) in it. The last event
     is Fitted.
 
-    The state is saved to `checkpoint` after every epoch and on SIGINT and SIGTERM; where that file exists, training
-    goes on from it and ends with the same bits as without the break. Batches, augmentation and dropout depend on (seed,
-    step) alone. Raises Interrupted after a signal, TrainingError on a loss that is not finite, OSError where the
-    checkpoint cannot be written.
+    The state is saved to `checkpoint` after every epoch, every minute inside one, and on SIGINT and SIGTERM; where that
+    file exists, training goes on from it and ends with the same bits as without the break. Batches, augmentation and
+    dropout depend on (seed, step, rank) alone. Each of several `ranks` takes its share of every batch, and the first
+    one saves. Raises Interrupted after a signal, TrainingError where a step fails or the loss is not finite, OSError
+    where the checkpoint cannot be written, ProcessLostError where another rank has ended.
     """
     device = train.images.device
     model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, recipe)
     state = TrainingState(loss_sum=torch.zeros((), device=device))
-    if checkpoint.exists():
+    if ranks.from_main(checkpoint.exists()):
+        if not checkpoint.exists():
+            raise RunDirError(f"{checkpoint}: only the first process sees it", hint="machines share the run's folder")
         state = load_checkpoint(checkpoint, model, optimizer, device)
     elif recipe.ema:
         state.ema = _copy(model)
 
     torch.manual_seed(_stream(seed, "inputs", 0))
     inputs = objective.inputs(train.images)
-    batch_size = min(recipe.batch_size, len(train))
+    if recipe.batch_size % ranks.size or len(train) < ranks.size:  # equal shares: the mean of their means is the mean
+        raise UsageError(f"--batch-size {recipe.batch_size}: {ranks.size} processes cannot share it equally")
+    batch_size = min(recipe.batch_size, len(train) // ranks.size * ranks.size)
     steps_an_epoch = len(train) // batch_size  # what is left over is drawn in another epoch
     steps = steps_an_epoch * recipe.epochs
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if state.scaler:
         scaler.load_state_dict(state.scaler)
+    saved = time.perf_counter()
+
+    def gradients(indices: Tensor, epoch: int, count: int) -> Tensor:
+        """Make the gradients of the mean loss of the first `count` images, and return that loss."""
+        indices = indices[:count]
+        with autocast(device, precision):
+            x = objective.augment(inputs[indices], indices, epoch, state.step / steps)
+            loss = objective.loss(x, train.labels[indices])
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        return loss.detach()
+
+    def agree() -> None:
+        """Each rank has seen other images: their losses and their norms' statistics differ."""
+        names = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+        states = (model.state_dict(), state.ema)
+        ranks.average([state.loss_sum, *(each[name] for each in states for name in sorted(names & each.keys()))])
 
     def save() -> None:
+        nonlocal saved
         state.scaler = scaler.state_dict()  # reading it waits for a GPU, so not at every step
-        save_checkpoint(checkpoint, state, model, optimizer)
+        if ranks.is_main:
+            save_checkpoint(checkpoint, state, model, optimizer)
+        saved = time.perf_counter()
+
+    def request() -> int:
+        if received:
+            return received[0]
+        return _SAVE if ranks.is_main and time.perf_counter() - saved > _CHECKPOINT_SECONDS else 0
 
     def validated(epoch: int, **measured: float) -> EpochDone:
         with _weights(model, state.ema):
-            metrics = objective.validate(val, precision)
+            metrics = objective.validate(val, precision, ranks)
             value = metrics[objective.metric]
             # `>=`: of equally good epochs the later one, which has seen more.
             if is_best := value >= state.best_metric:
@@ -116,7 +152,7 @@ def fit(
         save()
         return EpochDone(list(state.history), recipe.epochs, weights, is_best)
 
-    with _deferred_signals() as received:
+    with deferred_signals() as received:
         if model.useful_untrained and not state.history:
             yield validated(0)
         while state.step < steps:
@@ -127,28 +163,31 @@ def fit(
             started, seconds_before = time.perf_counter(), state.seconds
             model.train()
             for at in range(first, steps_an_epoch):
-                torch.manual_seed(_stream(seed, "step", state.step))
-                indices = order[at * batch_size : (at + 1) * batch_size]
+                torch.manual_seed(_stream(seed, f"step {ranks.rank}" if ranks.rank else "step", state.step))
+                indices = ranks.share(order[at * batch_size : (at + 1) * batch_size])
                 set_learning_rate(optimizer, learning_rate_factor(recipe, state.step / steps))
-                with autocast(device, precision):
-                    x = objective.augment(inputs[indices], indices, epoch, state.step / steps)
-                    loss = objective.loss(x, train.labels[indices])
-                optimizer.zero_grad()
-                scaler.scale(loss).backward()
+                loss = attempted(partial(gradients, indices, epoch), len(indices), ranks.size, state.step, steps)
+                requested = ranks.average([p.grad for p in model.parameters() if p.grad is not None], request())
                 scaler.step(optimizer)
                 scaler.update()
                 state.step += 1
-                state.loss_sum += loss.detach()
+                state.loss_sum += loss
                 if recipe.ema:
                     _average(state.ema, model, recipe.ema)
-                if at % _FINITE_CHECK_STEPS == 0 or at == steps_an_epoch - 1:
-                    _check_finite(state, steps)
+                last = at == steps_an_epoch - 1
+                looks = last or at % _LOOK_STEPS == 0
+                if looks:
+                    check_finite(state.loss_sum.item(), state.step, steps)
                 state.seconds = seconds_before + time.perf_counter() - started
-                yield StepDone(epoch + 1, state.step, steps, batch_size, loss.detach())
-                if received and state.step % steps_an_epoch:
+                yield StepDone(epoch + 1, state.step, steps, batch_size, loss)
+                if not last and (looks or device.type == "cpu" or ranks.size == 1) and requested:
+                    agree()
+                    check_finite(state.loss_sum.item(), state.step, steps)  # what is saved must be worth resuming
                     save()
-                    raise _interrupted(received[0], state.step, steps, checkpoint)
+                    if requested != _SAVE:
+                        raise interrupted(int(requested), state.step, steps, checkpoint)
 
+            agree()
             images_per_second = (steps_an_epoch - first) * batch_size / (state.seconds - seconds_before)
             yield validated(
                 epoch + 1,
@@ -156,8 +195,8 @@ def fit(
                 learning_rate=recipe.lr * learning_rate_factor(recipe, state.step / steps),
                 images_per_second=round(images_per_second, 1),
             )
-            if received:
-                raise _interrupted(received[0], state.step, steps, checkpoint)
+            if (requested := int(ranks.average([state.loss_sum], request()))) > _SAVE:
+                raise interrupted(requested, state.step, steps, checkpoint)
     model.load_state_dict(state.best)
     yield Fitted(state.history, state.best_epoch)
 
@@ -166,19 +205,6 @@ def _stream(seed: int, what: str, position: int) -> int:
     """A seed for one place in a run, unrelated to those of all others."""
     digest = hashlib.blake2b(f"{seed} {what} {position}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
-
-
-def _check_finite(state: TrainingState, steps: int) -> None:
-    if not math.isfinite(state.loss_sum.item()):
-        raise TrainingError(
-            f"the loss is no longer finite at step {state.step} of {steps}",
-            hint="a lower --lr, or --precision fp32; the best epoch so far is in the run's model.safetensors",
-        )
-
-
-def _interrupted(number: int, step: int, steps: int, checkpoint: Path) -> Interrupted:
-    name = signal.Signals(number).name
-    return Interrupted(number, f"{name} after step {step} of {steps}; the state is saved in {checkpoint}")
 
 
 def _copy(model: Model) -> dict[str, Tensor]:
@@ -206,26 +232,3 @@ def _weights(model: Model, replacement: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(own)
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a second SIGINT ends it at
-    once.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            signal.default_int_handler(number, frame)
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield received
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

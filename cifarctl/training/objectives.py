@@ -19,6 +19,7 @@ from cifarctl.data.augment import (
     scale,
     to_float,
 )
+from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
 from cifarctl.inference import encode, predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
@@ -48,8 +49,8 @@ class Objective(Protocol):
         """The batch's mean loss, a scalar."""
         ...
 
-    def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
-        """Metrics on the whole of `data`, by name; `loss` among them."""
+    def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
+        """Metrics on the whole of `data`, by name; `loss` among them. Several `ranks` share out the images."""
         ...
 
 
@@ -98,8 +99,8 @@ class Reconstruction(_OnImages):
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (labels play no part here)
         return F.mse_loss(self.model(x).float(), x)
 
-    def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
-        error = reconstruct(self.model, data.images, precision=precision) - to_float(data.images)
+    def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
+        error = reconstruct(self.model, data.images, precision=precision, ranks=ranks) - to_float(data.images)
         mse = error.square().mean().item()
         return {"loss": mse, "psnr": -10 * math.log10(max(mse, 1e-12))}
 
@@ -120,8 +121,8 @@ class Classification(_OnImages):
         """The loss of logits, float (B, classes), under the recipe's label smoothing."""
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
 
-    def validate(self, data: Dataset, precision: Precision) -> dict[str, float]:
-        logits = predict_logits(self.model, data.images, precision=precision)
+    def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
+        logits = predict_logits(self.model, data.images, precision=precision, ranks=ranks)
         correct = int((logits.argmax(1) == data.labels).sum())
         return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": correct / len(data)}
 

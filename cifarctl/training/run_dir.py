@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cifarctl.errors import RunDirError
-from cifarctl.files import write_text
+from cifarctl.files import remove_temporary, write_text
 from cifarctl.training.checkpoint import Record
 
 
@@ -28,21 +28,32 @@ class RunDir:
     )
 
     def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-        self.path = path
-        self.model, self.last, self.checkpoint, self.config, self.metrics, self.summary = (
-            path / name for name in self._FILES[:6]
-        )
+        self._name_files(path)
         if resume:
             self._check_resumable()
         else:
             self.check_free(path, overwrite=overwrite)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            remove_temporary(path)  # what a killed process was writing
             if not resume:
                 for stale in (*self._taken(path), *path.glob("events.out.tfevents.*")):
                     stale.unlink()
         except OSError as error:
             raise RunDirError(f"{path}: cannot be written ({error.strerror})", hint="--out takes another") from None
+
+    @classmethod
+    def opened(cls, path: Path) -> "RunDir":
+        """A run's folder as another process has opened it. Touches nothing."""
+        run = cls.__new__(cls)
+        run._name_files(path)
+        return run
+
+    def _name_files(self, path: Path) -> None:
+        self.path = path
+        self.model, self.last, self.checkpoint, self.config, self.metrics, self.summary = (
+            path / name for name in self._FILES[:6]
+        )
 
     @classmethod
     def check_free(cls, path: Path, *, overwrite: bool = False) -> None:

@@ -14,6 +14,7 @@ import torch
 import cifarctl
 from cifarctl import models, plots, weights
 from cifarctl.data import Dataset
+from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
 from cifarctl.hardware import Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
@@ -61,10 +62,18 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     """Run the whole training into the folder `out`, yielding what happens.
 
     With `resume`, `options` are those that the run was started with. Raises UsageError, RunDirError, DataError,
-    WeightsError, TrainingError, Interrupted, and OSError where a file cannot be written.
+    WeightsError, TrainingError, Interrupted, and OSError where a file cannot be written. Under torchrun every process
+    calls this and gets the same events, but the first one alone writes and gets Measuring and Finished.
     """
     check(options)
-    device = select_device(options.device)
+    device = local_device(select_device(options.device))
+    with join_ranks(device) as ranks:
+        yield from _train(options, out, device, ranks, resume=resume, overwrite=overwrite)
+
+
+def _train(
+    options: TrainOptions, out: Path, device: torch.device, ranks: Ranks, *, resume: bool, overwrite: bool
+) -> Iterator[Event]:
     precision = select_precision(options.precision, device)
     recipe = options.settings
     if device.type == "cpu":
@@ -72,9 +81,13 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     train_set, val_set = (options.source.load("train").to(device), options.source.load("val").to(device))
     model, config = _build(options, recipe, train_set, device)
 
-    run = RunDir(out, resume=resume, overwrite=overwrite)
-    if not resume:
-        run.write_json(run.config, _config(options, recipe, device, precision))
+    if ranks.is_main:
+        run = RunDir(out, resume=resume, overwrite=overwrite)
+        if not resume:
+            run.write_json(run.config, {**_config(options, recipe, device, precision), "processes": ranks.size})
+    out = ranks.from_main(out)  # its default holds the time; and nobody goes on before the folder is ready
+    if not ranks.is_main:
+        run = RunDir.opened(out)
     objective = _objective(options, model, recipe, precision)
     if options.compile:
         model.compile()
@@ -103,7 +116,13 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
             seed=options.seed,
             precision=precision,
             checkpoint=run.checkpoint,
+            ranks=ranks,
         ):
+            if not ranks.is_main:
+                if isinstance(event, Fitted):
+                    return
+                yield event
+                continue
             if isinstance(event, Fitted):
                 yield Measuring()
                 if isinstance(model, Classifier):

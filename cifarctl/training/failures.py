@@ -1,0 +1,64 @@
+"""What can stop a training run in the middle, as errors that say what to do about it."""
+
+import gc
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cifarctl.errors import TrainingError
+from cifarctl.hardware import is_out_of_memory
+
+# A GPU that has fallen off the bus, or whose driver has. Older versions of torch raise RuntimeError.
+_DeviceError: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
+
+
+def attempted(attempt: Callable[[int], Tensor], count: int, processes: int, step: int, steps: int) -> Tensor:
+    """`attempt(count)`: the gradients of `count` images for a step, and their loss.
+
+    Raises TrainingError where the GPU fails, or where memory does not suffice; then fewer images are tried, to tell how
+    many fit. `processes` share a batch.
+    """
+    where = f"step {step + 1} of {steps}"
+    try:
+        return attempt(count)
+    except Exception as error:
+        if isinstance(error, _DeviceError) and "CUDA error" in str(error):
+            raise TrainingError(f"the GPU failed at {where}: {str(error).splitlines()[0]}") from None
+        if not is_out_of_memory(error):
+            raise
+    # Out here, since the exception held what the failed attempt had in memory.
+    fitting = _fitting(attempt, count // 2)
+    raise TrainingError(
+        f"out of memory at {where}, with {count * processes} images",
+        hint=f"--batch-size {fitting * processes} fits; start the run anew with it and --overwrite"
+        if fitting
+        else "a smaller model, or a machine with more memory",
+    )
+
+
+def check_finite(loss: float, step: int, steps: int) -> None:
+    """Raise TrainingError unless `loss` is a number."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is no longer finite at step {step} of {steps}",
+            hint="a lower --lr, or --precision fp32; the best epoch so far is in the run's model.safetensors",
+        )
+
+
+def _fitting(attempt: Callable[[int], Tensor], count: int) -> int:
+    """The largest of `count`, its half, a quarter, … that memory is enough for; 0 where one image is too much."""
+    while count:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(count)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                return 0
+        else:
+            return count
+        count //= 2
+    return 0

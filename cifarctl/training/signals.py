@@ -1,0 +1,57 @@
+"""SIGINT and SIGTERM while a run goes on: heeded at the end of a training step, and at once outside of training."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from cifarctl.errors import Interrupted
+
+
+@contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a second SIGINT ends it at
+    once.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        received.append(number)
+
+    with _handled_by(note):
+        yield received
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise Interrupted."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (what handlers are given)
+        raise Interrupted(number, f"{signal.Signals(number).name} outside of training")
+
+    with _handled_by(stop):
+        yield
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def interrupted(number: int, step: int, steps: int, checkpoint: Path) -> Interrupted:
+    """The exception for a signal that was heeded after `step`, once the state is in `checkpoint`."""
+    name = signal.Signals(number).name
+    return Interrupted(number, f"{name} after step {step} of {steps}; the state is saved in {checkpoint}")

@@ -1,0 +1,250 @@
+"""A training run that is killed, terminated, or out of disk or memory loses nothing that it had saved."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifarctl.data import Dataset, Source
+from cifarctl.errors import TrainingError
+from cifarctl.files import atomic_path, write_text
+from cifarctl.training import loop
+from cifarctl.training.loop import StepDone, fit
+from cifarctl.training.objectives import Classification
+from cifarctl.training.recipes import Recipe
+
+from support import Cifarctl, Result, command, model_bytes, mounted, start, wait_for_line
+
+# 40 steps and 11 checkpoints in a few seconds.
+SHORT = ("--data", "synthetic", "--limit", 400, "--batch-size", 100, "--epochs", 10, "--no-tensorboard")
+RUN = ("train-ae", "--arch", "conv2", *SHORT)
+
+
+@pytest.fixture(scope="module")
+def whole(installed: Cifarctl, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run without a break."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert installed(*RUN, "--out", out).code == 0
+    return out
+
+
+class TestKill:
+    def test_every_resumed_run_ends_with_the_same_bits(
+        self, installed: Cifarctl, whole: Path, tmp_path: Path, thorough: bool
+    ) -> None:
+        """Killed at random moments, a third of them while a file is being written."""
+        random_moments = random.Random(0)
+        killed_while_saving = 0
+        for i in range(20 if thorough else 2):
+            broken = tmp_path / f"broken {i}"
+            process = start(*RUN, "--out", broken)
+            wait_for_line(process, "400 images")
+            if i % 3 == 0:
+                wait_for_line(process, f"epoch {random_moments.randint(1, 9):>2}/10")
+                wait_for_temporary_file(broken)
+            else:
+                time.sleep(random_moments.uniform(0, 4))
+            process.kill()
+            process.communicate()
+            killed_while_saving += bool(list(broken.glob(".*")))
+            if not (broken / "summary.json").exists():
+                resumed = installed("train-ae", "--out", broken, "--resume")
+                assert resumed.code == 0, resumed.err
+            assert model_bytes(broken) == model_bytes(whole), f"run {i}"
+            assert not list(broken.glob(".*")), "what the killed process was writing is still there"
+        print(f"{killed_while_saving} of the runs were killed while they wrote a file")
+
+
+def wait_for_temporary_file(folder: Path) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if list(folder.glob(".*")):
+            return
+    raise AssertionError(f"no file was written in {folder}")
+
+
+class TestSignals:
+    def test_sigterm_ends_a_run_whatever_it_does(self, installed: Cifarctl, whole: Path, tmp_path: Path) -> None:
+        """At the start, while training, and while the test split is measured. (SIGINT: tests/test_training.py.)"""
+        run, number = tmp_path / "run", signal.SIGTERM
+        for moment in ("400 images", "epoch  2/10", "Measuring"):
+            process = start(*RUN, "--out", run, "--resume" if run.exists() else "--overwrite")
+            wait_for_line(process, moment)
+            process.send_signal(number)
+            sent = time.monotonic()
+            _, err = process.communicate(timeout=60)
+            print(f"{moment}: ended after {time.monotonic() - sent:.2f} s")
+            ended = Result(process.returncode, "", err)
+            assert ended.code == 128 + number, err
+            assert signal.Signals(number).name in ended.error
+            assert "--resume" in err
+        assert installed("train-ae", "--out", run, "--resume").code == 0
+        assert model_bytes(run) == model_bytes(whole)
+
+    def test_a_second_sigint_ends_it_at_once(self, tmp_path: Path) -> None:
+        process = start(*RUN, "--out", tmp_path / "run", "--epochs", 1000)
+        wait_for_line(process, "epoch    2/1000")
+        # In one go, so that no step ends between them.
+        os.kill(process.pid, signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGCONT)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode in (130, 143), err
+        assert "Traceback" not in err
+
+
+def test_a_full_disk_keeps_what_was_saved(whole: Path, tmp_path: Path) -> None:
+    disk_folder = tmp_path / "disk"
+    disk_folder.mkdir()
+    with mounted(disk_folder, "size=20m") as disk:
+        run, filler = disk.root / "run", disk.root / "filler"
+        # The disk fills up after the second epoch, while checkpoints are being written.
+        code = (
+            "import sys\n"
+            "from cifarctl.cli import run\n"
+            "from cifarctl.cli import training\n"
+            "line = training._epoch_line\n"
+            "def fill(event):\n"
+            "    if event.history[-1]['epoch'] == 2:\n"
+            f"        try:\n            open({str(disk_folder / 'filler')!r}, 'wb').write(bytes(40 << 20))\n"
+            "        except OSError: pass\n"
+            "    return line(event)\n"
+            "training._epoch_line = fill\n"
+            f"sys.exit(run({[str(a) for a in (*RUN, '--out', disk_folder / 'run')]!r}))\n"
+        )
+        failed = disk.run(sys.executable, "-c", code)
+        assert failed.code == 1, failed.err
+        assert "No space left on device" in failed.error
+        assert "checkpoint.safetensors" in failed.error
+        assert not list(run.glob(".*")), "an unfinished file takes the room that is missing"
+        assert (run / "model.safetensors").exists()
+        usable = disk.run(command(), "evaluate", "-m", disk_folder / "run", "--json")
+        assert usable.code == 0, usable.err
+        filler.unlink()
+        resumed = disk.run(command(), "train-ae", "--out", disk_folder / "run", "--resume")
+        assert resumed.code == 0, resumed.err
+        assert model_bytes(run) == model_bytes(whole)
+
+
+class Failing(Classification):
+    """Raises `error` at every step with more than `fits` images, from the third step on."""
+
+    def __init__(self, error: Exception, fits: int, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.error, self.fits, self.steps = error, fits, 0
+
+    def loss(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.steps += 1
+        if self.steps > 2 and len(x) > self.fits:
+            raise self.error
+        return super().loss(x, labels)
+
+
+class TestSteps:
+    RECIPE = Recipe(epochs=2, batch_size=64, optimizer="adamw", lr=1e-3, weight_decay=0.0)
+
+    def events(self, checkpoint: Path, error: Exception, fits: int) -> Iterator[object]:
+        from cifarctl.models import build
+
+        source = Source("synthetic", limit=320)
+        data: Dataset = source.load("train")
+        model = build("mlp", hidden=[8])
+        objective = Failing(error, fits, model, self.RECIPE, 0)
+        return fit(
+            model,  # type: ignore[arg-type]
+            objective,
+            data,
+            source.load("val"),
+            self.RECIPE,
+            seed=0,
+            precision="fp32",
+            checkpoint=checkpoint,
+        )
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+            MemoryError(),
+        ],
+    )
+    def test_out_of_memory_says_which_batch_fits(self, tmp_path: Path, error: Exception) -> None:
+        with pytest.raises(TrainingError, match="out of memory at step 3 of 10, with 64 images") as caught:
+            list(self.events(tmp_path / "checkpoint.safetensors", error, fits=20))
+        assert "--batch-size 16 fits" in str(caught.value.hint)
+
+    def test_a_gpu_that_disappears_is_one_line(self, tmp_path: Path) -> None:
+        kind = getattr(torch, "AcceleratorError", RuntimeError)
+        error = kind("CUDA error: unspecified launch failure\nCUDA kernel errors might be …")
+        with pytest.raises(TrainingError, match=r"the GPU failed at step 3 of 10: .*unspecified launch failure$"):
+            list(self.events(tmp_path / "checkpoint.safetensors", error, fits=0))
+
+    def test_there_are_checkpoints_inside_long_epochs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "_CHECKPOINT_SECONDS", 0.0)
+        checkpoint = tmp_path / "checkpoint.safetensors"
+        events = self.events(checkpoint, MemoryError(), fits=64)
+        steps = 0
+        while steps < 3:
+            steps += isinstance(next(events), StepDone)
+        assert checkpoint.exists()
+
+    def test_memory_that_is_really_too_little(self, tmp_path: Path) -> None:
+        """The process may have 3 GB of address space more than it has with torch imported."""
+        code = (
+            "import resource, sys, torch\n"
+            "from cifarctl.cli import run\n"
+            "size = int(open('/proc/self/statm').read().split()[0]) * 4096 + 1_500_000_000\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+            "sys.exit(run(sys.argv[1:]))\n"
+        )
+        arguments = ("train-clf", *SHORT[:2], "--epochs", 1, "--batch-size", 10_000, "--out", tmp_path / "run")
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments), "--no-tensorboard"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        failed = Result(done.returncode, done.stdout, done.stderr)
+        assert failed.code == 1
+        assert "out of memory at step 1 of" in failed.error
+        assert "fits" in failed.err
+
+
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half of the ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"file": "old"}
+
+
+def test_a_device_or_a_link_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "to the reader")
+    assert os.read(reader, 100) == b"to the reader"
+    os.close(reader)
+    assert pipe.is_fifo()
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"

@@ -117,25 +117,34 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
         raise WeightsError(f"{path}: field model is {info.model!r}, which is no {kind}")
 
     expected = model.state_dict()
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-        if difference := names ^ expected.keys():
-            name = min(difference)
-            raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in names else 'missing'}")
-        tensors = {name: file.get_tensor(name) for name in names}
+    tensors = _read_tensors(path, set(expected))
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or tensor.is_floating_point() != expected[name].is_floating_point():
             found, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, expected[name]))
             raise WeightsError(f"{path}: tensor {name} is {found}, expected {wanted}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        # Files may store fewer bits (bf16, fp16); models compute in what they were built for.
+        tensors[name] = tensor.to(device, expected[name].dtype)
+        if not tensors[name].isfinite().all():
             raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
     if "temperature" in tensors and not tensors["temperature"] > 0:
         raise WeightsError(f"{path}: tensor temperature is {tensors['temperature'].item()}, not above 0")
-    # Files may store fewer bits (bf16, fp16); models compute in what they were built for.
-    model.load_state_dict({name: t.to(device, expected[name].dtype) for name, t in tensors.items()}, assign=True)
+    model.load_state_dict(tensors, assign=True)
     if kind == "classifier" and len(info.classes) != model.classes:
         raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
     return model.to(memory_format=torch.channels_last).eval(), info
+
+
+def _read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:
+    """The tensors of the file, which must have these names."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+            if difference := found ^ names:
+                name = min(difference)
+                raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in found else 'missing'}")
+            return {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:  # the last three: an odd dtype
+        raise WeightsError(f"{path}: its tensors cannot be read ({error})") from None
 
 
 def _parse(path: Path, metadata: dict[str, str]) -> ModelInfo:

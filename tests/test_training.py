@@ -130,10 +130,10 @@ class TestResume:
         ids=["airbench", "muon with averaged weights", "adamw and dropout"],
     )
     def test_an_interrupted_run_ends_with_the_same_bits(
-        self, installed: Cifarctl, tmp_path: Path, arguments: tuple[object, ...], number: int
+        self, cifarctl: Cifarctl, tmp_path: Path, arguments: tuple[object, ...], number: int
     ) -> None:
         whole, broken = tmp_path / "whole", tmp_path / "broken run"
-        assert installed(*arguments, "--out", whole).code == 0
+        assert cifarctl(*arguments, "--out", whole).code == 0
         process = start(*arguments, "--out", broken)
         wait_for_line(process, "epoch 1/2")
         process.send_signal(number)

@@ -1,6 +1,5 @@
 """`cifarctl predict`."""
 
-import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -164,7 +163,7 @@ def _classify(
             for path, image in zip(batch, images, strict=True)
         ]
 
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(16, torch.get_num_threads())
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     with no_warnings():
         try:

@@ -24,6 +24,7 @@ CIFARCTL = str(Path(sys.executable).with_name("cifarctl"))
 
 def trained(run: Path, *arguments: str) -> dict[str, Any]:
     """Train into `run`, what the command prints into a file beside it, and return the run's summary."""
+    run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_suffix(".txt").open("w") as log:
         command = [CIFARCTL, "train-clf", *arguments, "--out", str(run)]
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)

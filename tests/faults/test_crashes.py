@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cifarctl.cli import run
 from cifarctl.data import Dataset, Source
 from cifarctl.errors import TrainingError
 from cifarctl.files import atomic_path, write_text
@@ -28,18 +29,19 @@ RUN = ("train-ae", "--arch", "conv2", *SHORT)
 
 
 @pytest.fixture(scope="module")
-def whole(installed: Cifarctl, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run without a break."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert installed(*RUN, "--out", out).code == 0
+    assert run([*map(str, RUN), "--quiet", "--out", str(out)]) == 0
     return out
 
 
 class TestKill:
     def test_every_resumed_run_ends_with_the_same_bits(
-        self, installed: Cifarctl, whole: Path, tmp_path: Path, thorough: bool
+        self, installed: Cifarctl, cifarctl: Cifarctl, whole: Path, tmp_path: Path, thorough: bool
     ) -> None:
         """Killed at random moments, a third of them while a file is being written."""
+        resume = installed if thorough else cifarctl  # in this process, which is faster
         random_moments = random.Random(0)
         killed_while_saving = 0
         for i in range(20 if thorough else 2):
@@ -55,7 +57,7 @@ class TestKill:
             process.communicate()
             killed_while_saving += bool(list(broken.glob(".*")))
             if not (broken / "summary.json").exists():
-                resumed = installed("train-ae", "--out", broken, "--resume")
+                resumed = resume("train-ae", "--out", broken, "--resume")
                 assert resumed.code == 0, resumed.err
             assert model_bytes(broken) == model_bytes(whole), f"run {i}"
             assert not list(broken.glob(".*")), "what the killed process was writing is still there"
@@ -71,11 +73,11 @@ def wait_for_temporary_file(folder: Path) -> None:
 
 
 class TestSignals:
-    def test_sigterm_ends_a_run_whatever_it_does(self, installed: Cifarctl, whole: Path, tmp_path: Path) -> None:
+    def test_sigterm_ends_a_run_whatever_it_does(self, cifarctl: Cifarctl, whole: Path, tmp_path: Path) -> None:
         """At the start, while training, and while the test split is measured. (SIGINT: tests/test_training.py.)"""
-        run, number = tmp_path / "run", signal.SIGTERM
+        out, number = tmp_path / "run", signal.SIGTERM
         for moment in ("400 images", "epoch  2/10", "Measuring"):
-            process = start(*RUN, "--out", run, "--resume" if run.exists() else "--overwrite")
+            process = start(*RUN, "--out", out, "--resume" if out.exists() else "--overwrite")
             wait_for_line(process, moment)
             process.send_signal(number)
             sent = time.monotonic()
@@ -85,8 +87,8 @@ class TestSignals:
             assert ended.code == 128 + number, err
             assert signal.Signals(number).name in ended.error
             assert "--resume" in err
-        assert installed("train-ae", "--out", run, "--resume").code == 0
-        assert model_bytes(run) == model_bytes(whole)
+        assert cifarctl("train-ae", "--out", out, "--resume").code == 0
+        assert model_bytes(out) == model_bytes(whole)
 
     def test_a_second_sigint_ends_it_at_once(self, tmp_path: Path) -> None:
         process = start(*RUN, "--out", tmp_path / "run", "--epochs", 1000)
@@ -106,7 +108,7 @@ def test_a_full_disk_keeps_what_was_saved(whole: Path, tmp_path: Path) -> None:
     disk_folder = tmp_path / "disk"
     disk_folder.mkdir()
     with mounted(disk_folder, "size=20m") as disk:
-        run, filler = disk.root / "run", disk.root / "filler"
+        out, filler = disk.root / "run", disk.root / "filler"
         # The disk fills up after the second epoch, while checkpoints are being written.
         code = (
             "import sys\n"
@@ -125,14 +127,14 @@ def test_a_full_disk_keeps_what_was_saved(whole: Path, tmp_path: Path) -> None:
         assert failed.code == 1, failed.err
         assert "No space left on device" in failed.error
         assert "checkpoint.safetensors" in failed.error
-        assert not list(run.glob(".*")), "an unfinished file takes the room that is missing"
-        assert (run / "model.safetensors").exists()
+        assert not list(out.glob(".*")), "an unfinished file takes the room that is missing"
+        assert (out / "model.safetensors").exists()
         usable = disk.run(command(), "evaluate", "-m", disk_folder / "run", "--json")
         assert usable.code == 0, usable.err
         filler.unlink()
         resumed = disk.run(command(), "train-ae", "--out", disk_folder / "run", "--resume")
         assert resumed.code == 0, resumed.err
-        assert model_bytes(run) == model_bytes(whole)
+        assert model_bytes(out) == model_bytes(whole)
 
 
 class Failing(Classification):

@@ -5,6 +5,7 @@ restart.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,23 @@ from safetensors.torch import load_file
 
 from cifarctl.distributed import ALONE, Ranks
 
+from support import Cifarctl
+
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 QUICK = ("--data", "synthetic", "--limit", "1000", "--batch-size", "100", "--no-tensorboard")
+
+
+def run_torchrun(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """The command in two processes."""
+    return subprocess.run(
+        [*TORCHRUN, "-m", "cifarctl", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
 
 
 def environment() -> dict[str, str]:
@@ -63,14 +79,7 @@ def test_processes_average_and_hear_of_each_others_signals(tmp_path: Path) -> No
 def test_two_processes_train_one_model_and_speak_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("train-clf", *QUICK, "--epochs", "3", "--out", str(run), "--json")
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "cifarctl", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    done = run_torchrun(*arguments)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["test"]["accuracy"] > 0.3
@@ -112,3 +121,60 @@ def _worker(parent: int) -> int:
             except (OSError, ValueError):  # it has ended
                 continue
     raise AssertionError("there is no second worker")
+
+
+def test_two_agents_end_with_one_model(tmp_path: Path) -> None:
+    """As on two machines: each has its own torchrun, and they meet at one address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = tmp_path / "run"
+    agent = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1")
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job")
+    command = [*agent, *meeting, "--local-addr", "127.0.0.1", "-m", "cifarctl", "train-clf", *QUICK, "--arch", "mlp"]
+    jobs = [
+        subprocess.Popen(
+            [*command, "--epochs", "2", "--out", str(run), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        for _ in range(2)
+    ]
+    outputs = [job.communicate(timeout=200) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], outputs
+    (summary,) = [json.loads(out) for out, _ in outputs if out]
+    assert summary["model"] == str(run / "model.safetensors")
+    assert json.loads((run / "config.json").read_text())["processes"] == 2
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> None:
+    arguments = ("train-clf", *QUICK, "--batch-size", "101", "--out", str(tmp_path / "run"))
+    done = run_torchrun(*arguments)
+    assert done.returncode != 0
+    assert "error: --batch-size 101: 2 processes cannot share it equally" in done.stderr
+    assert "error: process 1: --batch-size 101" in done.stderr
+    assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed")[0]
+
+
+def test_predict_writes_one_result_in_the_order_of_its_input(
+    photos: Path, classifier_run: Path, tmp_path: Path, installed: Cifarctl
+) -> None:
+    (tmp_path / "broken.png").write_text("no image")
+    inputs = (str(photos), str(tmp_path / "broken.png"), str(photos))
+    options = ("-m", str(classifier_run), "--batch-size", "4")  # several rounds of dealing out
+    alone = installed("predict", *inputs, *options)
+    together = run_torchrun("predict", *inputs, *options)
+    assert together.stdout == alone.out
+    assert "1 of 61 files could not be read" in together.stderr
+    assert together.returncode != 0
+    stdin = "".join(f"{path}\n" for path in sorted(photos.iterdir()))
+    assert run_torchrun("predict", "-", *options, stdin=stdin).stdout.splitlines() == alone.out.splitlines()[:30]
+
+
+def test_evaluate_measures_the_same(classifier_run: Path, installed: Cifarctl) -> None:
+    arguments = ("evaluate", "-m", str(classifier_run), "--json")
+    alone, together = installed(*arguments).json, json.loads(run_torchrun(*arguments).stdout)
+    assert together["confusion_matrix"] == alone["confusion_matrix"]
+    assert together["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -164,11 +164,13 @@ def _classify(
         ]
 
     threads = min(16, torch.get_num_threads())
+    # The first batches differ in size, so that the threads do not all decode at the same time: that needs the GIL.
+    sizes = chain((-(-batch_size * i // threads) for i in range(1, threads + 1)), repeat(batch_size))
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     with no_warnings():
         try:
             pending: deque[Future[list[Answer]]] = deque()
-            while batch := list(islice(paths, batch_size)):
+            while batch := list(islice(paths, next(sizes))):
                 pending.append(pool.submit(answer, batch))
                 if len(pending) > threads:
                     yield from pending.popleft().result()

@@ -33,7 +33,28 @@ from cifarctl.inference import predict_logits, reconstruct
 _SECONDS, _BYTES = 5.0, 1 << 30
 _BATCH = torch.zeros((2, 3, 32, 32), dtype=torch.uint8)
 # What stands in headers: numbers at the edges of their types, other types, containers in each other.
-_VALUES = (-1, 0, 1, 3, 2**31, 2**63, 2**64 - 1, 1e308, "", "F64", "F8_E4M3", "BOOL", "F4", "U8", None, True, [], {}, [[]], [1] * 40)
+_VALUES = (
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    2**63,
+    2**64 - 1,
+    1e308,
+    "",
+    "F64",
+    "F8_E4M3",
+    "BOOL",
+    "F4",
+    "U8",
+    None,
+    True,
+    [],
+    {},
+    [[]],
+    [1] * 40,
+)
 
 
 def honest_weights(folder: Path) -> list[bytes]:

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,3 +119,24 @@ def mounted(folder: Path, options: str) -> Iterator[Disk]:
             yield Disk(owner.pid, Path(f"/proc/{owner.pid}/root{folder}"))
         finally:
             owner.kill()
+
+
+def peak_memory(pid: int | str = "self") -> int:
+    """The most that a process has had in memory, in bytes, by Linux's /proc; 0 once it has ended.
+
+    getrusage would not do: what it says starts from the memory of the process that started this one.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def watched_memory(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for the end of a process, and return the most that it has had in memory, in bytes."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, peak_memory(process.pid))
+        time.sleep(0.01)
+    return peak

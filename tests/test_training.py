@@ -123,11 +123,10 @@ class TestResume:
     @pytest.mark.parametrize(
         ("arguments", "number"),
         [
-            (CLASSIFIER, signal.SIGTERM),
-            ((*AUTOENCODER, "--ema", 0.9), signal.SIGINT),
+            (CLASSIFIER, signal.SIGINT),
             (("train-clf", "--data", "synthetic", "--arch", "mlp", "--epochs", 2), signal.SIGTERM),
         ],
-        ids=["airbench", "muon with averaged weights", "adamw and dropout"],
+        ids=["airbench", "adamw and dropout"],  # muon with averaged weights: tests/faults
     )
     def test_an_interrupted_run_ends_with_the_same_bits(
         self, cifarctl: Cifarctl, tmp_path: Path, arguments: tuple[object, ...], number: int

@@ -33,6 +33,9 @@ from cifarctl.data.images import find_images
 from cifarctl.hardware import select_precision
 from cifarctl.inference import predict_logits
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from support import watched_memory
+
 CIFARCTL = str(Path(sys.executable).with_name("cifarctl"))
 
 
@@ -61,12 +64,8 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def peak_memory(command: list[str]) -> int:
-    """Bytes, of the command as a process."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    return usage.ru_maxrss * 1024
+    """The most that a command has in memory, in bytes."""
+    return watched_memory(subprocess.Popen(command, stdout=subprocess.DEVNULL))
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import collections
 import io
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -29,6 +28,9 @@ from cifarctl import models, weights
 from cifarctl.data.images import read_image
 from cifarctl.errors import CifarctlError
 from cifarctl.inference import predict_logits, reconstruct
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from support import peak_memory
 
 _SECONDS, _BYTES = 5.0, 1 << 30
 _BATCH = torch.zeros((2, 3, 32, 32), dtype=torch.uint8)
@@ -194,11 +196,6 @@ def outcome(load: Callable[[Path], str], path: Path) -> str:
         return type(error).__name__ if "\n" not in str(error) else "an error of several lines"
     except BaseException as error:
         return f"escaped: {type(error).__name__}: {error}"
-
-
-def peak_memory() -> int:
-    """The most that this process has had in memory, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from support import Cifarctl, Result, command, model_bytes, mounted, start, wait
 
 # 40 steps and 11 checkpoints in a few seconds.
 SHORT = ("--data", "synthetic", "--limit", 400, "--batch-size", 100, "--epochs", 10, "--no-tensorboard")
-RUN = ("train-ae", "--arch", "conv2", *SHORT)
+RUN = ("train-ae", "--arch", "conv2", "--ema", 0.9, *SHORT)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
 """What every model of a kind can do. Inputs are uint8 or float in [0, 1], (N, 3, 32, 32); normalisation is inside."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from cifarctl import models
 from cifarctl.models.layers import check_range
 
 
@@ -46,20 +47,31 @@ class Classifier(Model):
 
     Outside training they are divided by `temperature`, a buffer: it changes no prediction, but makes the softmax of the
     logits as confident as the model is right (`training.calibration`).
+
+    encoder: {"model": NAME, "config": {…}} of the autoencoder whose latents are all that the model knows of an image;
+    None for the pixels.
     """
 
     temperature: Tensor
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, encoder: dict[str, Any] | None = None) -> None:
         super().__init__()
         check_range(classes=(classes, 2, 100_000))
         self.classes = classes
         self.register_buffer("temperature", torch.ones(()))
+        autoencoder = None if encoder is None else models.build(encoder["model"], **encoder["config"])
+        if not isinstance(autoencoder, Autoencoder | None):
+            raise ValueError(f"encoder is {encoder and encoder['model']!r}, which is no autoencoder")
+        self.encoder = autoencoder
 
     @abstractmethod
-    def score(self, x: Tensor) -> Tensor:
-        """Images -> logits as they are trained."""
+    def features(self, x: Tensor) -> Tensor:
+        """Images -> what `classify` sees of them, (N, …)."""
+
+    @abstractmethod
+    def classify(self, features: Tensor) -> Tensor:
+        """Features -> logits as they are trained."""
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.score(x)
+        logits = self.classify(self.features(x))
         return logits if self.training else logits / self.temperature

@@ -23,7 +23,7 @@ from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
 from cifarctl.inference import encode, predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
-from cifarctl.models.classifiers import MLP
+from cifarctl.models.classifiers import MLP, Airbench
 from cifarctl.training.recipes import Recipe
 
 
@@ -128,29 +128,27 @@ class Classification(_OnImages):
 
 
 class FrozenLatents(Classification):
-    """Classification by the fully connected head alone, from latents that are computed once.
+    """Classification by fully connected layers alone, from latents that are computed once.
 
     Augmentation happens before the encoder: `VIEWS` augmented copies of every image are encoded at the start, and each
     step draws one of them for each image. Half of the copies are mirrored.
     """
 
-    VIEWS = 8
+    VIEWS = 4
 
     def __init__(self, model: MLP, recipe: Recipe, seed: int, precision: Precision) -> None:
         super().__init__(model, recipe, seed)
-        self.head, self.precision = model, precision
-        for parameter in (model.encoder or model).parameters():
-            parameter.requires_grad = model.encoder is None
+        self.precision = precision
 
     def inputs(self, images: Tensor) -> Tensor:
         """-> float32 (N, VIEWS, D)."""
-        assert self.head.encoder is not None
+        assert self.model.encoder is not None
         copies = []
         for view in range(self.VIEWS):
             augmented = flip(images, torch.full((len(images),), view % 2 == 1, device=images.device))
             if self.recipe.crop and view > 1:  # one pair stays unshifted, as images are seen in use
                 augmented = torch.cat([random_crop(chunk, self.recipe.crop) for chunk in augmented.split(5000)])
-            copies.append(encode(self.head.encoder, augmented, precision=self.precision))
+            copies.append(encode(self.model.encoder, augmented, precision=self.precision))
         return torch.stack(copies, dim=1)
 
     def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:  # noqa: ARG002
@@ -158,4 +156,26 @@ class FrozenLatents(Classification):
         return batch[torch.arange(len(batch), device=batch.device), view]
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.cross_entropy(self.head.classify(x), labels)
+        return self.cross_entropy(self.model.classify(x), labels)
+
+
+class FrozenPictures(Classification):
+    """Classification by convolutions alone, of the pictures that a frozen autoencoder decodes from its latents. They
+    are drawn once, in whole levels, and augmented like images.
+    """
+
+    def __init__(self, model: Airbench, recipe: Recipe, seed: int, precision: Precision) -> None:
+        super().__init__(model, recipe, seed)
+        self.precision = precision
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """-> uint8 (N, 3, 32, 32)."""
+        assert self.model.encoder is not None
+        drawn = [
+            reconstruct(self.model.encoder, chunk, precision=self.precision).mul_(255).round_().byte()
+            for chunk in images.split(5000)
+        ]
+        return torch.cat(drawn)
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.cross_entropy(self.model.classify(x), labels)

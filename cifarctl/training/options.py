@@ -55,8 +55,6 @@ class TrainOptions:
     @property
     def model_name(self) -> str:
         """The registered model to train."""
-        if self.encoder and self.arch in (None, "mlp"):
-            return "mlp"
         return self.arch or models.names(self.kind)[0]
 
     @property
@@ -99,11 +97,10 @@ def check(options: TrainOptions) -> None:
     kind, name = options.kind, options.model_name
     if name not in models.names(kind):
         raise UsageError(f"--arch {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
-    if options.encoder and name != "mlp":
-        raise UsageError(f"--arch {name}: does not take --encoder", hint="leave --arch out, or --arch mlp")
-    if options.recipe != "fast" and name == "mlp":
+    if options.recipe != "fast" and (name == "mlp" or options.finetune):
         raise UsageError(
-            f"--recipe {options.recipe}: for classifiers of pixels", hint="leave it out with --encoder or mlp"
+            f"--recipe {options.recipe}: for convolutions that are trained alone",
+            hint="leave it out with --arch mlp or --finetune",
         )
     if options.finetune and not options.encoder:
         raise UsageError("--finetune: there is no --encoder to fine-tune")

@@ -19,10 +19,10 @@ from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_au
 from cifarctl.hardware import Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
-from cifarctl.models.classifiers import MLP
+from cifarctl.models.classifiers import MLP, Airbench
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
-from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction
+from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures, Objective, Reconstruction
 from cifarctl.training.options import TrainOptions, check
 from cifarctl.training.recipes import Recipe
 from cifarctl.training.run_dir import RunDir, TensorBoardLog
@@ -165,21 +165,23 @@ def _build(
     model: Model = models.build(options.model_name, **config)  # type: ignore[assignment]
     model.to(device)
     if encoder is not None:
-        assert isinstance(model, MLP)
+        assert isinstance(model, Classifier)
         assert model.encoder is not None
-        kept = model.encoder.state_dict().keys()
-        model.encoder.load_state_dict({name: t for name, t in encoder.state_dict().items() if name in kept})
-    model.initialize(train_set.images)
+        model.encoder.load_state_dict(encoder.state_dict())
+        model.encoder.requires_grad_(options.finetune)
+    model.eval().initialize(train_set.images)
     return model, config
 
 
 def _objective(options: TrainOptions, model: Model, recipe: Recipe, precision: Precision) -> Objective:
     if isinstance(model, Autoencoder):
         return Reconstruction(model, recipe, options.seed)
-    if options.encoder and not options.finetune:
-        assert isinstance(model, MLP)
-        return FrozenLatents(model, recipe, options.seed, precision)
     assert isinstance(model, Classifier)
+    if options.encoder and not options.finetune:
+        if isinstance(model, MLP):
+            return FrozenLatents(model, recipe, options.seed, precision)
+        assert isinstance(model, Airbench)
+        return FrozenPictures(model, recipe, options.seed, precision)
     return Classification(model, recipe, options.seed)
 
 

@@ -15,12 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifarctl import models, weights
 from cifarctl.data import Dataset, Source
+from cifarctl.data.augment import to_float
 from cifarctl.errors import TrainingError
 from cifarctl.models.pca import pca_reconstruct
 from cifarctl.training import recipes
 from cifarctl.training.calibration import fit_temperature
 from cifarctl.training.loop import EpochDone, Fitted, fit
-from cifarctl.training.objectives import Classification, FrozenLatents
+from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures
 from cifarctl.training.optim import Muon, build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
 from cifarctl.training.recipes import Recipe
 
@@ -271,25 +272,27 @@ def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_fol
     assert done.json["test"]["accuracy"] > 0.8  # red against blue
 
 
+@pytest.mark.parametrize("arch", ["airbench", "mlp"])
 def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
-    cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path
+    cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path, arch: str
 ) -> None:
-    arguments = ("train-clf", "--data", "synthetic", "--limit", 2000, "--encoder", autoencoder_run, "--batch-size", 50)
-    frozen = cifarctl(*arguments, "--epochs", 10, "--out", tmp_path / "frozen", "--json")
+    arguments = ("train-clf", "--data", "synthetic", "--limit", 1000, "--encoder", autoencoder_run, "--batch-size", 50)
+    arguments = (*arguments, *(("--arch", "mlp") if arch == "mlp" else ()))
+    frozen = cifarctl(*arguments, "--epochs", 5, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0
-    assert frozen.json["arch"] == "mlp"
+    assert frozen.json["arch"] == arch
     assert frozen.json["test"]["accuracy"] > 0.3
     encoder = load_file(autoencoder_run / "model.safetensors")
     head = load_file(tmp_path / "frozen" / "model.safetensors")
-    shared = [name for name in head if name.startswith("encoder.encoder.")]
-    assert shared
+    shared = [name for name in head if name.startswith("encoder.")]
+    assert {name.removeprefix("encoder.") for name in shared} == encoder.keys()
     for name in shared:
         assert torch.equal(head[name], encoder[name.removeprefix("encoder.")])
 
     tuned = cifarctl(*arguments, "--epochs", 1, "--finetune", "--out", tmp_path / "tuned", "--json")
     assert tuned.code == 0
     moved = load_file(tmp_path / "tuned" / "model.safetensors")
-    assert not all(torch.equal(moved[name], head[name]) for name in shared)
+    assert not torch.equal(moved["encoder.components"], head["encoder.components"])
 
 
 class TestLoop:
@@ -354,6 +357,19 @@ class TestLoop:
         assert not torch.allclose(inputs[:, 2], plain, atol=1e-2)
         batch = objective.augment(inputs[:10], torch.arange(10), 0, 0.0)
         assert all((row == views).all(1).any() for row, views in zip(batch, inputs[:10], strict=True))
+
+    def test_frozen_pictures_are_what_the_latents_say(self) -> None:
+        train, _ = self.data()
+        model = models.build("airbench", encoder={"model": "resconv", "config": {"latent_dim": 64, "width": 8}}).eval()
+        model.encoder.initialize(train.images)  # type: ignore[union-attr, operator]
+        objective = FrozenPictures(model, recipes.CLASSIFIERS["fast"], 0, "fp32")  # type: ignore[arg-type]
+        pictures = objective.inputs(train.images)
+        assert (pictures.dtype, pictures.shape) == (torch.uint8, train.images.shape)
+        exact = model.features(train.images)  # type: ignore[operator]
+        assert (pictures.float() / 255 - exact).abs().max() < 0.6 / 255
+        x, y = to_float(pictures[:4]), train.labels[:4]
+        whole = objective.cross_entropy(model(train.images[:4]), y)
+        assert objective.loss(x, y).item() == pytest.approx(whole.item(), rel=0.05)
 
 
 def test_the_temperature_is_the_one_that_the_logits_were_divided_by() -> None:

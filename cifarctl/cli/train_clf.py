@@ -33,12 +33,12 @@ def train_clf(
         typer.Option(
             metavar="FILE|RUN|NAME",
             autocompletion=complete_model,
-            help="Classify the latents of this autoencoder (frozen), not pixels. The pretrained one: autoencoder.",
+            help="Classify from the latents of this autoencoder (frozen), not pixels. The pretrained one: autoencoder.",
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
     finetune: Annotated[
-        bool, typer.Option("--finetune", metavar="", help="Train the encoder too.", rich_help_panel=opt.MODEL_PANEL)
+        bool, typer.Option("--finetune", metavar="", help="Train the autoencoder too.", rich_help_panel=opt.MODEL_PANEL)
     ] = False,
     recipe: Annotated[
         ClassifierRecipe,

@@ -25,7 +25,7 @@ REGISTRY: dict[str, ModelSpec] = {
         "autoencoder",
         "autoencoders",
         "ResidualAutoencoder",
-        "principal components, and residual convolutions around them",
+        "principal components, residual convolutions that decode, latents fitted to each image",
     ),
     "conv2": ModelSpec(
         "autoencoder", "autoencoders", "TwoConvAutoencoder", "baseline: two convolutions down, two transposed up"

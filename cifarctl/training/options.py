@@ -26,8 +26,9 @@ class TrainOptions:
     kind: what to train. data, data_dir, val_size, limit, seed: see `data.Source`; the seed also draws the first weights
     and the batches.
     arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
-    encoder: for a classifier, the weights file or run folder of the autoencoder whose latents it reads. finetune: train
-    that encoder too. recipe: of a classifier of pixels. overrides: fields of the recipe, by name.
+    encoder: for a classifier, the weights file or run folder of the autoencoder whose latents are all that it sees.
+    finetune: train that one too. recipe: of convolutions that are trained alone. overrides: fields of the recipe, by
+    name.
     """
 
     kind: models.Kind

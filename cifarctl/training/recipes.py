@@ -45,7 +45,7 @@ class Recipe:
 
 
 AUTOENCODER = Recipe(
-    epochs=12,
+    epochs=8,  # 4 end 0.01 dB below 12 at 256 floats
     batch_size=128,
     optimizer="muon",
     lr=0.02,
@@ -101,7 +101,7 @@ HEAD = Recipe(
     crop=2,
 )
 
-# Encoder and head together, from a trained encoder.
+# Autoencoder and head together, from a trained autoencoder.
 FINETUNE = Recipe(
     epochs=12,
     batch_size=256,

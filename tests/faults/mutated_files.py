@@ -65,7 +65,7 @@ def honest_weights(folder: Path) -> list[bytes]:
         ("classifier", "airbench", {"classes": 3, "widths": [24, 24, 24], "depth": 1}),
         ("classifier", "mlp", {"classes": 3, "hidden": [4]}),
         ("autoencoder", "conv2", {"latent_dim": 64}),
-        ("autoencoder", "resconv", {"latent_dim": 2, "width": 8, "encoder_blocks": 1}),
+        ("autoencoder", "resconv", {"latent_dim": 2, "width": 8, "blocks": 1}),
     )
     files = []
     for kind, name, config in kinds:

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# pytest-xdist's workers, and the processes that they start, share out the cores: threads that outnumber these wait for
+# each other at every layer.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import numpy as np
 from PIL import Image

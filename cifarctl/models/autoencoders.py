@@ -21,9 +21,9 @@ class ResidualAutoencoder(Autoencoder):
     zero. `encode` starts at z = Cᵀ(x - m) and takes steps down the gradient of |x - x̂(z)|². So the model starts as PCA,
     the best linear autoencoder, where that gradient is zero, and what is trained is only what PCA cannot do.
 
-    There is no encoder to train: a net that predicts the latents gave 0.3 dB less in the same time (it overfits, and
-    leaves 0.4 dB that a few gradient steps still find). A gradient needs no more than it either, since at the latents
-    that are best for an image, moving them changes nothing to first order. Fitting the latents to each input is old as
+    There is no encoder to train: at 256 floats a net that predicted the latents ended 0.5 dB lower on val after three
+    times as long, and a few gradient steps on its latents made that up. No gradient passes through the steps: at the
+    latents that are best for an image, moving them changes the error only to second order. Fitting the latents to each input is old as
     sparse coding (Olshausen and Field, Nature, 1996); for autoencoders: Campos et al., "Content adaptive optimization
     for neural image compression", 2019 (arXiv:1906.01223).
 

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -378,6 +379,19 @@ def test_the_temperature_is_the_one_that_the_logits_were_divided_by() -> None:
     labels = torch.distributions.Categorical(logits=honest).sample()
     for factor in (0.25, 1.0, 3.0):
         assert fit_temperature(honest * factor, labels) == pytest.approx(factor, rel=0.03)
+
+
+def test_numbers_that_a_processor_traps_on_are_zero_in_every_thread() -> None:
+    code = """
+import torch
+from cifarctl.hardware import select_device
+print(torch.full((4,), 1e-30).mul(1e-10).count_nonzero().item())
+torch.set_num_threads(4)
+select_device("cpu")
+print(torch.full((1_000_000,), 1e-30).mul(1e-10).count_nonzero().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.split() == ["4", "0"]
 
 
 class TestOptimizers:

@@ -23,9 +23,9 @@ class ResidualAutoencoder(Autoencoder):
 
     There is no encoder to train: at 256 floats a net that predicted the latents ended 0.5 dB lower on val after three
     times as long, and a few gradient steps on its latents made that up. No gradient passes through the steps: at the
-    latents that are best for an image, moving them changes the error only to second order. Fitting the latents to each input is old as
-    sparse coding (Olshausen and Field, Nature, 1996); for autoencoders: Campos et al., "Content adaptive optimization
-    for neural image compression", 2019 (arXiv:1906.01223).
+    latents that are best for an image, moving them changes the error only to second order. Fitting the latents to each
+    input is as old as sparse coding (Olshausen and Field, Nature, 1996); for autoencoders see Campos et al., "Content
+    adaptive optimization for neural image compression", 2019 (arXiv:1906.01223).
 
     R makes the latents a picture for the convolutions: D orthonormal rows over a grid of 8×8 cells, turned so that each
     cell's floats say as much as they can of their own 4×4 pixels. It is the orthogonal Procrustes solution between C

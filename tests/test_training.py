@@ -55,15 +55,17 @@ class TestRunFolder:
             with Image.open(classifier_run / name) as picture:
                 assert min(picture.size) > 400
 
-    def test_an_autoencoder_is_validated_before_its_first_step(self, autoencoder_run: Path) -> None:
-        first, *others = [json.loads(line) for line in (autoencoder_run / "metrics.jsonl").read_text().splitlines()]
+    def test_an_autoencoder_is_validated_before_its_first_step(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        arguments = ("--data", "synthetic", "--limit", 500, "--epochs", 2, "--latent-dim", 64, "--out", tmp_path / "ae")
+        assert cifarctl("train-ae", *arguments).code == 0
+        first, *others = [json.loads(line) for line in (tmp_path / "ae" / "metrics.jsonl").read_text().splitlines()]
         assert (first["epoch"], first["step"], "train_loss" in first) == (0, 0, False)
         assert [line["epoch"] for line in others] == [1, 2]
-        source = Source("synthetic", limit=2000)
+        source = Source("synthetic", limit=500)
         val = source.load("val").images
         error = pca_reconstruct(source.load("train").images, val, 64) - val.float() / 255
         assert first["val_psnr"] == pytest.approx(-10 * math.log10(error.square().mean().item()), abs=0.05)  # bf16
-        assert json.loads((autoencoder_run / "summary.json").read_text())["epochs"] == 2
+        assert json.loads((tmp_path / "ae" / "summary.json").read_text())["epochs"] == 2
 
     def test_tensorboard_has_scalars_and_pictures(self, autoencoder_run: Path) -> None:
         events = EventAccumulator(str(autoencoder_run)).Reload()
@@ -282,7 +284,7 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     frozen = cifarctl(*arguments, "--epochs", 5, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0
     assert frozen.json["arch"] == arch
-    assert frozen.json["test"]["accuracy"] > 0.3
+    assert frozen.json["test"]["accuracy"] > 0.2  # of ten classes
     encoder = load_file(autoencoder_run / "model.safetensors")
     head = load_file(tmp_path / "frozen" / "model.safetensors")
     shared = [name for name in head if name.startswith("encoder.")]

@@ -9,6 +9,7 @@ answer, took more than 5 s, or where the process took more than 1 GiB.
 
 import argparse
 import collections
+import copy
 import io
 import json
 import os
@@ -163,7 +164,7 @@ def _replace_one(header: object, rng: np.random.Generator) -> None:
         if isinstance(value, dict | list) and value and rng.random() < 0.7:
             header = value
             continue
-        header[key] = _VALUES[rng.integers(len(_VALUES))]
+        header[key] = copy.deepcopy(_VALUES[rng.integers(len(_VALUES))])  # what is put in may be changed later
         return
 
 

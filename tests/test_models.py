@@ -82,7 +82,7 @@ def test_latents_are_fitted_to_each_image() -> None:
         assert more.mean() < fewer.mean()
     assert (errors[2] < errors[0]).float().mean() > 0.9
 
-    # Each image by itself, and the best latents by another road: many small steps from the same start.
+    # Each image by itself, and the best latents by another road: many full steps from zero.
     model = drawing(steps=16).eval()
     z = model.encode(IMAGES[:1])
     assert torch.allclose(model.encode(IMAGES[:8])[:1], z, atol=1e-4)

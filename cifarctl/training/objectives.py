@@ -23,7 +23,6 @@ from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
 from cifarctl.inference import encode, predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
-from cifarctl.models.classifiers import MLP, Airbench
 from cifarctl.training.recipes import Recipe
 
 
@@ -127,7 +126,18 @@ class Classification(_OnImages):
         return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": correct / len(data)}
 
 
-class FrozenLatents(Classification):
+class _Frozen(Classification):
+    """Classification from what a frozen autoencoder makes of the images, once: only the layers after it are trained."""
+
+    def __init__(self, model: Classifier, recipe: Recipe, seed: int, precision: Precision) -> None:
+        super().__init__(model, recipe, seed)
+        self.precision = precision
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.cross_entropy(self.model.classify(x), labels)
+
+
+class FrozenLatents(_Frozen):
     """Classification by fully connected layers alone, from latents that are computed once.
 
     Augmentation happens before the encoder: `VIEWS` augmented copies of every image are encoded at the start, and each
@@ -135,10 +145,6 @@ class FrozenLatents(Classification):
     """
 
     VIEWS = 4
-
-    def __init__(self, model: MLP, recipe: Recipe, seed: int, precision: Precision) -> None:
-        super().__init__(model, recipe, seed)
-        self.precision = precision
 
     def inputs(self, images: Tensor) -> Tensor:
         """-> float32 (N, VIEWS, D)."""
@@ -155,18 +161,11 @@ class FrozenLatents(Classification):
         view = torch.randint(batch.shape[1], (len(batch),), device=batch.device)
         return batch[torch.arange(len(batch), device=batch.device), view]
 
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.cross_entropy(self.model.classify(x), labels)
 
-
-class FrozenPictures(Classification):
+class FrozenPictures(_Frozen):
     """Classification by convolutions alone, of the pictures that a frozen autoencoder decodes from its latents. They
     are drawn once, in whole levels, and augmented like images.
     """
-
-    def __init__(self, model: Airbench, recipe: Recipe, seed: int, precision: Precision) -> None:
-        super().__init__(model, recipe, seed)
-        self.precision = precision
 
     def inputs(self, images: Tensor) -> Tensor:
         """-> uint8 (N, 3, 32, 32)."""
@@ -176,6 +175,3 @@ class FrozenPictures(Classification):
             for chunk in images.split(5000)
         ]
         return torch.cat(drawn)
-
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.cross_entropy(self.model.classify(x), labels)

@@ -19,7 +19,7 @@ from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_au
 from cifarctl.hardware import Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
-from cifarctl.models.classifiers import MLP, Airbench
+from cifarctl.models.classifiers import MLP
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures, Objective, Reconstruction
@@ -178,10 +178,8 @@ def _objective(options: TrainOptions, model: Model, recipe: Recipe, precision: P
         return Reconstruction(model, recipe, options.seed)
     assert isinstance(model, Classifier)
     if options.encoder and not options.finetune:
-        if isinstance(model, MLP):
-            return FrozenLatents(model, recipe, options.seed, precision)
-        assert isinstance(model, Airbench)
-        return FrozenPictures(model, recipe, options.seed, precision)
+        frozen = FrozenLatents if isinstance(model, MLP) else FrozenPictures
+        return frozen(model, recipe, options.seed, precision)
     return Classification(model, recipe, options.seed)
 
 

@@ -279,12 +279,12 @@ def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_fol
 def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path, arch: str
 ) -> None:
-    arguments = ("train-clf", "--data", "synthetic", "--limit", 1000, "--encoder", autoencoder_run, "--batch-size", 50)
+    arguments = ("train-clf", "--data", "synthetic", "--limit", 2000, "--encoder", autoencoder_run, "--batch-size", 50)
     arguments = (*arguments, *(("--arch", "mlp") if arch == "mlp" else ()))
-    frozen = cifarctl(*arguments, "--epochs", 5, "--out", tmp_path / "frozen", "--json")
+    frozen = cifarctl(*arguments, "--epochs", 10, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0
     assert frozen.json["arch"] == arch
-    assert frozen.json["test"]["accuracy"] > 0.2  # of ten classes
+    assert frozen.json["test"]["accuracy"] > 0.3
     encoder = load_file(autoencoder_run / "model.safetensors")
     head = load_file(tmp_path / "frozen" / "model.safetensors")
     shared = [name for name in head if name.startswith("encoder.")]

@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from cifarctl.models.pca import pca_reconstruct
 from cifarctl.training import recipes
 from cifarctl.training.calibration import fit_temperature
 from cifarctl.training.loop import EpochDone, Fitted, fit
-from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures
+from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures, ThawingPictures
 from cifarctl.training.optim import Muon, build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
 from cifarctl.training.recipes import Recipe
 
@@ -373,6 +374,30 @@ class TestLoop:
         x, y = to_float(pictures[:4]), train.labels[:4]
         whole = objective.cross_entropy(model(train.images[:4]), y)
         assert objective.loss(x, y).item() == pytest.approx(whole.item(), rel=0.05)
+
+    def test_an_autoencoder_thaws_where_the_recipe_says(self) -> None:
+        train, _ = self.data()
+        model = models.build("airbench", encoder={"model": "resconv", "config": {"latent_dim": 64, "width": 8}})
+        model.encoder.initialize(train.images)  # type: ignore[union-attr, operator]
+        model.encoder.requires_grad_()
+        model.train()
+        plain = replace(recipes.FINETUNE, crop=0, cutout=0, affine=0.0, flip="none", sides=())
+        objective = ThawingPictures(model, plain, 0, "fp32")  # type: ignore[arg-type]
+        pictures, indices = objective.inputs(train.images), torch.arange(8)
+        frozen = objective.augment(pictures[:8], indices, 0, plain.thaw - 0.01)
+        thawed = objective.augment(pictures[:8], indices, 0, plain.thaw)
+        assert not frozen.requires_grad
+        assert thawed.requires_grad
+        assert (frozen - thawed).abs().max() < 0.6 / 255  # the same pictures, but for their whole levels
+
+        optimizer = build_optimizer(model, plain)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        objective.loss(thawed, train.labels[:8]).backward()
+        optimizer.step()
+        components = before["encoder.components"]
+        moved = torch.linalg.svdvals(model.encoder.components.detach() - components)  # type: ignore[union-attr, operator]
+        assert 0 < moved.max() < 1.6 * plain.encoder_lr * (3072 / 64) ** 0.5
+        assert not torch.equal(model.head.weight, before["head.weight"])  # type: ignore[union-attr, arg-type]
 
 
 def test_the_temperature_is_the_one_that_the_logits_were_divided_by() -> None:

@@ -97,9 +97,10 @@ class ResidualAutoencoder(Autoencoder):
         start = F.linear(pixels.flatten(1) - self.mean, self.components.T)
         steps = int(torch.randint(max(self.steps, 1), ())) if self.training else self.steps
         # The latents need a gradient here even where the caller wants none; the weights never do. Swapping those is not
-        # safe for threads, and only training's convolutions would work out their gradient in vain.
+        # safe for threads, and only where they are trained their gradient would be worked out in vain.
+        trained = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            named = self.decoder.named_parameters() if self.training else ()
+            named = self.decoder.named_parameters() if trained else ()
             weights = {name: weight.detach() for name, weight in named}
             components = self.components.detach()
             wanted, z = pixels.detach().clone().float(), start.detach().clone().float()

@@ -1,7 +1,7 @@
 """What every model of a kind can do. Inputs are uint8 or float in [0, 1], (N, 3, 32, 32); normalisation is inside."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,13 @@ class Classifier(Model):
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
         """Features -> logits as they are trained."""
+
+    def train(self, mode: bool = True) -> Self:
+        """The autoencoder stays as it is in use, also where it is fine-tuned: there is no other way to be right."""
+        super().train(mode)
+        if self.encoder is not None:
+            self.encoder.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.classify(self.features(x))

@@ -175,3 +175,18 @@ class FrozenPictures(_Frozen):
             for chunk in images.split(5000)
         ]
         return torch.cat(drawn)
+
+
+class ThawingPictures(FrozenPictures):
+    """The same until the recipe's `thaw`. From then on each step draws its pictures anew, and the autoencoder gets a
+    gradient.
+    """
+
+    def inputs(self, images: Tensor) -> Tensor:
+        self.images = images
+        return super().inputs(images)
+
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
+        if progress >= self.recipe.thaw:
+            batch = self.model.features(self.images[indices])
+        return super().augment(batch, indices, epoch, progress)

@@ -7,15 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifarctl.models.base import Classifier
 from cifarctl.training.recipes import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over the parameters of `model` that require gradients.
 
-    Every group has `peak_lr`, which `set_learning_rate` scales.
+    Every group has `peak_lr`, which `set_learning_rate` scales. A classifier's `encoder` has a group of its own.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    pretrained = []
+    if isinstance(model, Classifier):
+        pretrained = [parameter for name, parameter in named if name.startswith("encoder.")]
+        named = [(name, parameter) for name, parameter in named if not name.startswith("encoder.")]
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "airbench":
         optimizer = AirbenchMuon(named, recipe.lr, recipe.weight_decay, recipe.batch_size)
@@ -28,6 +33,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=True)
+    if pretrained:
+        optimizer.add_param_group({"params": pretrained, "lr": recipe.encoder_lr, "weight_decay": 0.0})
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
@@ -51,14 +58,14 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose every step has the same size: convolutions' and matrices' with all singular values made
     about one, vectors' with a root mean square of a tenth.
 
-    lr: of all of them; a matrix with more rows than columns moves by √(rows / columns) more. For nets whose layers'
-    scales matter, as they do without normalisation. Source: Jordan et al., "Muon: An optimizer for hidden layers in
-    neural networks", 2024.
+    parameters: as torch's optimizers take them. lr: of all of them; a matrix with more rows than columns moves by
+    √(rows / columns) more. For nets whose layers' scales matter, as they do without normalisation. Source: Jordan et
+    al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
     _MOMENTUM, _VECTORS = 0.95, 0.1
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: Iterable[Any], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()
@@ -66,20 +73,23 @@ class Muon(torch.optim.Optimizer):
         """Move every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            updates = [_nesterov(self.state[p], p.grad, self._MOMENTUM) for p in parameters]
-            matrices = [i for i, update in enumerate(updates) if update.ndim > 1]
-            orthogonal = dict(zip(matrices, _orthogonalised([updates[i] for i in matrices]), strict=True))
-            for i, (parameter, update) in enumerate(zip(parameters, updates, strict=True)):
-                if i in orthogonal:
-                    scale = max(1.0, len(parameter) / parameter[0].numel()) ** 0.5
-                    parameter.add_(orthogonal[i], alpha=-group["lr"] * scale)
-                else:
-                    root_mean_square = update.square().mean().sqrt().clamp_min(1e-12)
-                    parameter.add_(update / root_mean_square, alpha=-group["lr"] * self._VECTORS)
+            self._move(group)
+
+    def _move(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        updates = [_nesterov(self.state[p], p.grad, self._MOMENTUM) for p in parameters]
+        matrices = [i for i, update in enumerate(updates) if update.ndim > 1]
+        orthogonal = dict(zip(matrices, _orthogonalised([updates[i] for i in matrices]), strict=True))
+        for i, (parameter, update) in enumerate(zip(parameters, updates, strict=True)):
+            if i in orthogonal:
+                scale = max(1.0, len(parameter) / parameter[0].numel()) ** 0.5
+                parameter.add_(orthogonal[i], alpha=-group["lr"] * scale)
+            else:
+                root_mean_square = update.square().mean().sqrt().clamp_min(1e-12)
+                parameter.add_(update / root_mean_square, alpha=-group["lr"] * self._VECTORS)
 
 
-class AirbenchMuon(torch.optim.Optimizer):
+class AirbenchMuon(Muon):
     """Orthogonalised momentum for convolutions that a norm follows; SGD with Nesterov momentum for everything else.
 
     named_parameters: (name, parameter) pairs. lr: of the convolutions. weight_decay: what a step at the peak rate takes
@@ -88,10 +98,10 @@ class AirbenchMuon(torch.optim.Optimizer):
 
     A convolution's weight, (out, in, 3, 3) seen as a matrix (out, in · 9), is kept at Frobenius norm √out and moved by
     its momentum with all singular values made about one (five-term Newton–Schulz iteration). Source: airbench94, whose
-    rates for the other parameters these are.
+    rates for the other parameters these are. Groups that are added later move as `Muon` moves them.
     """
 
-    _MOMENTUM, _SGD_MOMENTUM = 0.6, 0.85
+    _FILTER_MOMENTUM, _SGD_MOMENTUM = 0.6, 0.85
     _BIAS_LR, _HEAD_LR = 0.053, 0.67  # an image in the batch
 
     def __init__(
@@ -111,15 +121,18 @@ class AirbenchMuon(torch.optim.Optimizer):
                 "weight_decay": weight_decay,
             },
         ]
-        super().__init__([group for group in groups if group["params"]], {})
+        super().__init__([group for group in groups if group["params"]], lr)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
+            if "orthogonalise" not in group:
+                self._move(group)
+                continue
             parameters = [p for p in group["params"] if p.grad is not None]
-            momentum = self._MOMENTUM if group["orthogonalise"] else self._SGD_MOMENTUM
+            momentum = self._FILTER_MOMENTUM if group["orthogonalise"] else self._SGD_MOMENTUM
             updates = []
             for parameter in parameters:
                 grad: Tensor = parameter.grad

@@ -63,10 +63,10 @@ class TrainOptions:
         """The recipe's values for this task, with the overrides."""
         if self.kind == "autoencoder":
             recipe = recipes.AUTOENCODER
-        elif self.encoder and self.finetune:
-            recipe = recipes.FINETUNE
         elif self.model_name == "mlp":
             recipe = recipes.HEAD
+        elif self.finetune:
+            recipe = recipes.FINETUNE
         else:
             recipe = recipes.CLASSIFIERS[self.recipe]
         return Recipe(**{**asdict(recipe), **(self.overrides or {})})

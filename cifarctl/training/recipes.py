@@ -16,6 +16,8 @@ class Recipe:
     optimizer: "airbench" (Muon for convolutions that a norm follows, SGD for the rest), "muon" or "adamw".
     lr: peak learning rate, of the convolutions under airbench. weight_decay: decoupled; a step at the peak rate shrinks
         a weight by lr · weight_decay of itself under AdamW, by weight_decay under airbench's SGD. Muon has none.
+    encoder_lr: peak learning rate of the autoencoder that a classifier fine-tunes. thaw: the part of all steps after
+        which it is trained too.
     warmup: the part of all steps in which the rate rises from zero. schedule: how it falls to zero after that.
     label_smoothing: of the cross-entropy; autoencoders ignore it.
     flip: left-right mirroring. crop: shift by up to so many pixels. cutout: side of a grey square; 0 is none.
@@ -31,6 +33,8 @@ class Recipe:
     optimizer: Literal["airbench", "muon", "adamw"]
     lr: float
     weight_decay: float
+    encoder_lr: float = 0.0
+    thaw: float = 0.0
     warmup: float = 0.0
     schedule: Literal["linear", "cosine"] = "linear"
     label_smoothing: float = 0.0
@@ -87,13 +91,14 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     ),
 }
 
-# Fully connected layers on frozen latents, or on pixels.
+# Fully connected layers on latents, or on pixels.
 HEAD = Recipe(
     epochs=30,
     batch_size=512,
     optimizer="adamw",
     lr=2e-3,
     weight_decay=0.05,
+    encoder_lr=1e-4,
     warmup=0.1,
     schedule="cosine",
     label_smoothing=0.1,
@@ -101,15 +106,22 @@ HEAD = Recipe(
     crop=2,
 )
 
-# Autoencoder and head together, from a trained autoencoder.
+# Convolutions on what an autoencoder draws, then the autoencoder with them: the gradient of layers that know nothing
+# yet only spoils it (Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution",
+# 2022, arXiv:2202.10054).
 FINETUNE = Recipe(
-    epochs=12,
-    batch_size=256,
-    optimizer="muon",
-    lr=0.02,
-    weight_decay=0.0,
-    label_smoothing=0.1,
+    epochs=24,
+    batch_size=512,
+    optimizer="airbench",
+    lr=0.12,
+    weight_decay=1e-3,
+    encoder_lr=1e-3,
+    thaw=0.9,
+    label_smoothing=0.2,
     flip="alternating",
     crop=4,
     cutout=8,
+    affine=0.5,
+    sides=((0.5, 24),),
+    model={"widths": (96, 288, 320), "depth": 3},
 )

@@ -22,7 +22,14 @@ from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
-from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures, Objective, Reconstruction
+from cifarctl.training.objectives import (
+    Classification,
+    FrozenLatents,
+    FrozenPictures,
+    Objective,
+    Reconstruction,
+    ThawingPictures,
+)
 from cifarctl.training.options import TrainOptions, check
 from cifarctl.training.recipes import Recipe
 from cifarctl.training.run_dir import RunDir, TensorBoardLog
@@ -177,10 +184,10 @@ def _objective(options: TrainOptions, model: Model, recipe: Recipe, precision: P
     if isinstance(model, Autoencoder):
         return Reconstruction(model, recipe, options.seed)
     assert isinstance(model, Classifier)
-    if options.encoder and not options.finetune:
-        frozen = FrozenLatents if isinstance(model, MLP) else FrozenPictures
-        return frozen(model, recipe, options.seed, precision)
-    return Classification(model, recipe, options.seed)
+    if not options.encoder or (isinstance(model, MLP) and options.finetune):
+        return Classification(model, recipe, options.seed)
+    pictures = ThawingPictures if options.finetune else FrozenPictures
+    return (FrozenLatents if isinstance(model, MLP) else pictures)(model, recipe, options.seed, precision)
 
 
 def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precision: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 import cifarctl
@@ -21,6 +22,7 @@ from cifarctl.files import save_tensors
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
 _FORMAT = "1"
+_HEADER_BYTES = 100_000_000  # the most that safetensors accepts
 PRETRAINED = Path(__file__).parent / "pretrained"
 M = TypeVar("M", bound=Model)
 
@@ -117,7 +119,7 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
         raise WeightsError(f"{path}: field model is {info.model!r}, which is no {kind}")
 
     expected = model.state_dict()
-    tensors = _read_tensors(path, set(expected))
+    tensors = _read_tensors(path, expected)
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or tensor.is_floating_point() != expected[name].is_floating_point():
             found, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, expected[name]))
@@ -134,16 +136,24 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
     return model.to(memory_format=torch.channels_last).eval(), info
 
 
-def _read_tensors(path: Path, names: set[str]) -> dict[str, Tensor]:
-    """The tensors of the file, which must have these names."""
+def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the file, which must have the names of `expected` and not many more bytes than those can take.
+
+    They are read into memory, since mapped ones crash the process when the file is cut short in place (SIGBUS), and
+    safetensors 0.8.0 loses 64 bytes with each.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-            if difference := found ^ names:
-                name = min(difference)
-                raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in found else 'missing'}")
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:  # the last three: an odd dtype
+        if difference := found ^ expected.keys():
+            name = min(difference)
+            raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in found else 'missing'}")
+        if (size := path.stat().st_size) > 8 * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES:
+            raise WeightsError(f"{path}: {size:,} bytes are more than its model's tensors can take")
+        tensors = load(path.read_bytes())
+        return {name: tensors[name] for name in expected}
+    # The last four: an odd dtype, or a file that changed in between.
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: its tensors cannot be read ({error})") from None
 
 

@@ -1,6 +1,7 @@
 """Weights files: self-sufficient, checked field by field, and never more than data."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,27 @@ def test_every_truncation_is_one_error(classifier_file: Path) -> None:
         classifier_file.write_bytes(data[:length])
         with pytest.raises(WeightsError):
             weights.load_classifier(classifier_file, CPU)
+
+
+def test_an_enormous_tensor_is_refused_unread(classifier_file: Path) -> None:
+    data = classifier_file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"][1])
+    count = 1 << 32
+    start = header[last]["data_offsets"][0]
+    header[last] = {"dtype": "F32", "shape": [count], "data_offsets": [start, start + 4 * count]}
+    text = json.dumps(header).encode()
+    classifier_file.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(classifier_file, 8 + len(text) + start + 4 * count)  # 16 GiB that take no room on the disk
+    with pytest.raises(WeightsError, match="bytes are more than its model's tensors can take"):
+        weights.load_classifier(classifier_file, CPU)
+
+
+def test_a_model_outlives_its_file(classifier_file: Path) -> None:
+    model, _ = weights.load_classifier(classifier_file, CPU)
+    os.truncate(classifier_file, 0)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 def test_the_wrong_kind_says_which_is_needed(cifarctl: Cifarctl, classifier_file: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
@@ -92,7 +93,9 @@ def reconstructions(originals: Tensor, outputs: Tensor, names: Sequence[str] | N
     # Mid-grey is no difference; twice the contrast, since good ones are faint.
     difference = ((outputs - truth) + 0.5 + (outputs - truth)).clamp(0, 1)
 
-    figure = Figure(figsize=(1.5 + 1.0 * per_band, 3.75 * bands), layout="constrained")
+    width = 1.6 + 1.0 * per_band
+    margin = ConstrainedLayoutEngine(rect=(0.1 / width, 0, 1 - 0.1 / width, 1))  # else the labels touch the edge
+    figure = Figure(figsize=(width, 3.75 * bands), layout=margin)
     grid = np.atleast_2d(figure.subplots(3 * bands, per_band, squeeze=False))
     for axes in grid.flat:
         axes.axis("off")

@@ -64,10 +64,14 @@ def on_a_terminal(*arguments: object, env: dict[str, str]) -> Result:
 
 
 def model_bytes(run: Path) -> dict[str, bytes]:
-    """The tensors of a finished run."""
+    """The tensors of a finished run, of the best and of the last epoch."""
     from safetensors.torch import load_file
 
-    return {name: tensor.numpy().tobytes() for name, tensor in load_file(run / "model.safetensors").items()}
+    return {
+        f"{file} {name}": tensor.numpy().tobytes()
+        for file in ("model", "last")
+        for name, tensor in load_file(run / f"{file}.safetensors").items()
+    }
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":

@@ -59,10 +59,13 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Training is over, and the model holds the weights of `best_epoch`, which counts from 1."""
+    """Training is over, and the model holds the weights of `best_epoch`, which counts from 1. last: the last epoch's
+    weights, by tensor name.
+    """
 
     history: list[Record]
     best_epoch: int
+    last: dict[str, Tensor]
 
 
 def fit(
@@ -197,8 +200,9 @@ def fit(
             )
             if (requested := int(ranks.average([state.loss_sum], request()))) > _SAVE:
                 raise interrupted(requested, state.step, steps, checkpoint)
+    final = state.ema or _copy(model)
     model.load_state_dict(state.best)
-    yield Fitted(state.history, state.best_epoch)
+    yield Fitted(state.history, state.best_epoch, final)
 
 
 def _stream(seed: int, what: str, position: int) -> int:

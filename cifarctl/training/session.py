@@ -132,6 +132,8 @@ def _train(
                 continue
             if isinstance(event, Fitted):
                 yield Measuring()
+                # Once more: a run that was killed right after its last checkpoint has an earlier epoch's there.
+                weights.save(run.last, event.last, info)
                 if isinstance(model, Classifier):
                     calibrate(model, val_set, precision)
                 summary = _finish(options, model, info, run, board, train_set, event)

@@ -17,9 +17,11 @@ from cifarctl.data import Dataset, Source
 from cifarctl.errors import TrainingError
 from cifarctl.files import atomic_path, write_text
 from cifarctl.training import loop
+from cifarctl.training.checkpoint import Record
 from cifarctl.training.loop import StepDone, fit
 from cifarctl.training.objectives import Classification
 from cifarctl.training.recipes import Recipe
+from cifarctl.training.run_dir import RunDir
 
 from support import Cifarctl, Result, command, model_bytes, mounted, start, wait_for_line
 
@@ -62,6 +64,24 @@ class TestKill:
             assert model_bytes(broken) == model_bytes(whole), f"run {i}"
             assert not list(broken.glob(".*")), "what the killed process was writing is still there"
         print(f"{killed_while_saving} of the runs were killed while they wrote a file")
+
+    def test_between_the_last_checkpoint_and_what_follows_it(
+        self, cifarctl: Cifarctl, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A moment too short to be met by chance: last.safetensors is still the epoch's before."""
+        write_history = RunDir.write_history
+
+        def dies(run: RunDir, history: list[Record]) -> None:
+            if len(history) == 10:
+                raise OSError("died")
+            write_history(run, history)
+
+        broken = tmp_path / "broken"
+        with monkeypatch.context() as patched:
+            patched.setattr(RunDir, "write_history", dies)
+            assert cifarctl(*RUN, "--out", broken).code == 1
+        assert cifarctl("train-ae", "--out", broken, "--resume").code == 0
+        assert model_bytes(broken) == model_bytes(whole)
 
 
 def wait_for_temporary_file(folder: Path) -> None:

@@ -68,7 +68,7 @@ class TestKill:
     def test_between_the_last_checkpoint_and_what_follows_it(
         self, cifarctl: Cifarctl, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A moment too short to be met by chance: last.safetensors is still the epoch's before."""
+        """One kill in twenty met this moment: last.safetensors was still the epoch's before."""
         write_history = RunDir.write_history
 
         def dies(run: RunDir, history: list[Record]) -> None:

@@ -120,6 +120,11 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def may_restart() -> bool:
+    """True where torchrun starts its processes anew when one of them ends early."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 def local_device(device: "torch.device") -> "torch.device":
     """`device`, or where it is a GPU and torchrun has started several processes here, this process's own."""
     if device.type != "cuda" or "TORCHELASTIC_RUN_ID" not in os.environ:

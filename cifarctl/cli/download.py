@@ -8,6 +8,7 @@ import typer
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output
 from cifarctl.cli.transfer import follow
+from cifarctl.distributed import process_number
 from cifarctl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def download(
       cifarctl download
       cifarctl download --from cifar-10-python.tar.gz
     """
+    if process_number():  # under torchrun the first process does it all
+        return
     from cifarctl.data import Source
     from cifarctl.data.archive import ARCHIVES
     from cifarctl.data.cache import archive_digest

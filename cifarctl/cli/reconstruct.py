@@ -8,6 +8,7 @@ import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
+from cifarctl.distributed import process_number
 from cifarctl.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def reconstruct(
       cifarctl reconstruct -m runs/ae
       cifarctl reconstruct --latents test.safetensors
     """
+    if process_number():  # under torchrun the first process does it all
+        return
     import torch
 
     from cifarctl import weights

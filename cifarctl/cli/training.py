@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cifarctl.cli.output import Output
-from cifarctl.distributed import process_number, restarts
+from cifarctl.distributed import may_restart, process_number, restarts
 from cifarctl.errors import Interrupted, TrainingError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def run_training(
     from cifarctl.training.signals import raised_signals
 
     command = str(context.info_name)
+    if may_restart() and out is None:
+        raise UsageError("torchrun --max-restarts: a restart must find the run", hint="name its folder with --out")
     if restarts() and out and (out / "config.json").exists():  # torchrun repeats the command when a process has failed
         resume, overwrite = True, False
     if resume:

@@ -38,11 +38,14 @@ class ResidualAutoencoder(Autoencoder):
 
     useful_untrained = True
     _GRID, _PATCH = 8, 4
-    # C is orthonormal and d small beside it, so a step of one would almost reach the best latents of a linear decoder;
-    # 0.5 to 0.7 measured alike, 0.9 worse.
-    _STEP = 0.6
+    # C is orthonormal, so a step of one would almost reach the best latents of a linear decoder, but d bends: steps of
+    # 0.6 end up beside them. On val, five of 0.4 with this momentum draw 0.24 dB better than three of 0.6 without it;
+    # four 0.03 dB worse than five, six 0.02 dB better.
+    _STEP, _MOMENTUM = 0.4, 0.4
+    # Longer, and few: a decoder trained with these bends less. Trained with those of use, it ended 0.09 dB lower.
+    _TRAINING_STEP, _TRAINING_STEPS = 0.6, 2
 
-    def __init__(self, latent_dim: int = 256, width: int = 160, blocks: int = 4, steps: int = 3) -> None:
+    def __init__(self, latent_dim: int = 256, width: int = 160, blocks: int = 4, steps: int = 5) -> None:
         super().__init__()
         check_range(
             latent_dim=(latent_dim, 1, 3072), width=(width, 1, 2048), blocks=(blocks, 0, 64), steps=(steps, 0, 16)
@@ -89,13 +92,16 @@ class ResidualAutoencoder(Autoencoder):
             self.scale.copy_((error / self.normalize.std.mean()).clamp_min(1e-3))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The best latents of each image that `steps` steps find. In training the steps are drawn, from none to one
-        fewer: half the time, and a decoder that stays right at the latents where the steps start, without which
-        training came apart.
+        """The best latents of each image that `steps` steps find. In training their number is drawn, from none to two:
+        it takes less time, and the decoder stays right at the latents where the steps start, without which training
+        came apart.
         """
         pixels = self.normalize(x)
         start = F.linear(pixels.flatten(1) - self.mean, self.components.T)
-        steps = int(torch.randint(max(self.steps, 1), ())) if self.training else self.steps
+        steps, length, momentum = self.steps, self._STEP, self._MOMENTUM
+        if self.training:
+            steps = int(torch.randint(min(steps, self._TRAINING_STEPS) + 1, ()))
+            length, momentum = self._TRAINING_STEP, 0.0
         # The latents need a gradient here even where the caller wants none; the weights never do. Swapping those is not
         # safe for threads, and only where they are trained their gradient would be worked out in vain.
         trained = torch.is_grad_enabled()
@@ -104,13 +110,15 @@ class ResidualAutoencoder(Autoencoder):
             weights = {name: weight.detach() for name, weight in named}
             components = self.components.detach()
             wanted, z = pixels.detach().clone().float(), start.detach().clone().float()
+            velocity = torch.zeros_like(z)
             for _ in range(steps):
                 z.requires_grad_()
                 errors = (self._draw(z, components, weights).float() - wanted).square().flatten(1).sum(1)
                 (gradient,) = torch.autograd.grad(errors.sum() / 2, z)
                 # Never longer than Polyak's step, which would reach zero error if that could be had.
                 longest = errors.detach() / gradient.square().sum(1).clamp_min(1e-12)
-                z = z.detach() - gradient * longest.clamp_max(self._STEP)[:, None]
+                velocity = momentum * velocity - gradient * longest.clamp_max(length)[:, None]
+                z = z.detach() + velocity
         return start + (z.detach() - start.detach())  # fine-tuning's gradient passes the steps by
 
     def decode(self, z: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ restart.
 
 import json
 import os
+import shlex
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -123,30 +124,57 @@ def _worker(parent: int) -> int:
     raise AssertionError("there is no second worker")
 
 
-def test_two_agents_end_with_one_model(tmp_path: Path) -> None:
-    """As on two machines: each has its own torchrun, and they meet at one address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+# Two hosts, each with a network of its own and a cable between them, as a user without rights may make them on Linux.
+# $1 and $2: what they run.
+TWO_HOSTS = """
+set -e
+ip link set lo up
+ip link add name left type veth peer name right
+unshare --net sh -c 'until ip link show right; do sleep 0.1; done >/dev/null 2>&1
+    ip link set lo up; ip addr add 10.77.0.2/24 dev right; ip link set right up; eval "$0"' "$2" &
+other=$!
+until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.1; done
+ip link set right netns $other
+ip addr add 10.77.0.1/24 dev left
+ip link set left up
+eval "$1"
+wait $other
+"""
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs Linux's `ip` (package iproute2)")
+def test_two_machines_end_with_one_model(tmp_path: Path) -> None:
+    """Each has its own torchrun, and they meet at one address. They share the run's folder, and nothing else."""
     run = tmp_path / "run"
     agent = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1")
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job")
-    command = [*agent, *meeting, "--local-addr", "127.0.0.1", "-m", "cifarctl", "train-clf", *QUICK, "--arch", "mlp"]
-    jobs = [
-        subprocess.Popen(
-            [*command, "--epochs", "2", "--out", str(run), "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        for _ in range(2)
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "10.77.0.1:29400", "--rdzv-id", "job")
+    training = ("-m", "cifarctl", "train-clf", *QUICK, "--arch", "mlp", "--epochs", "2", "--out", str(run), "--json")
+    lines = [
+        # Their names lead to 127.0.0.1, so gloo is told which way to go, and torchrun which of them holds the address.
+        f"GLOO_SOCKET_IFNAME={cable} "
+        + shlex.join([*agent, *meeting, "--rdzv-conf", f"is_host={host}", "--local-addr", address, *training])
+        for cable, host, address in (("left", 1, "10.77.0.1"), ("right", 0, "10.77.0.2"))
     ]
-    outputs = [job.communicate(timeout=200) for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], outputs
-    (summary,) = [json.loads(out) for out, _ in outputs if out]
-    assert summary["model"] == str(run / "model.safetensors")
+    hosts = ["unshare", "--user", "--map-root-user", "--net", "bash", "-c", TWO_HOSTS, "two-hosts", *lines]
+    done = subprocess.run(hosts, capture_output=True, text=True, env=environment(), timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == str(run / "model.safetensors"), "one of them has spoken"
     assert json.loads((run / "config.json").read_text())["processes"] == 2
+
+
+def test_a_restart_must_find_the_run() -> None:
+    command = [*TORCHRUN, "--max-restarts", "1", "-m", "cifarctl", "train-clf", *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    assert done.returncode != 0
+    assert "error: torchrun --max-restarts: a restart must find the run" in done.stderr
+
+
+def test_what_is_not_shared_out_is_done_once(photos: Path, autoencoder_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    done = run_torchrun("reconstruct", str(photos), "-m", str(autoencoder_run), "-o", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("grid.png: 30 images") == 1
+    assert out.exists()
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class TestFolder:
 class TestSynthetic:
     def test_it_is_balanced_and_the_seed_decides(self) -> None:
         first, again, other = (Source("synthetic", seed=seed).load("test") for seed in (0, 0, 1))
-        assert torch.bincount(first.labels).tolist() == [200] * 10
+        assert torch.bincount(first.labels).tolist() == [100] * 10
         assert torch.equal(first.images, again.images)
         assert not torch.equal(first.images, other.images)
 

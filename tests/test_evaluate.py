@@ -42,9 +42,9 @@ def test_a_classifiers_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl, 
     confidence, predicted = probabilities.max(1)
     correct = predicted == test.labels
 
-    assert (result["kind"], result["data"], result["split"], result["n"]) == ("classifier", "synthetic", "test", 2000)
+    assert (result["kind"], result["data"], result["split"], result["n"]) == ("classifier", "synthetic", "test", 1000)
     metrics = result["metrics"]
-    assert metrics["accuracy"] == correct.sum().item() / 2000  # to the last image
+    assert metrics["accuracy"] == correct.sum().item() / 1000  # to the last image
     assert metrics["nll"] == pytest.approx(F.nll_loss(probabilities.log(), test.labels).item(), rel=1e-4)
     low, high = metrics["accuracy_ci95"]
     assert low < metrics["accuracy"] < high
@@ -61,7 +61,7 @@ def test_a_classifiers_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl, 
     for label, row in enumerate(result["per_class"]):
         hits = (correct & (test.labels == label)).sum().item()
         called, support = (predicted == label).sum().item(), (test.labels == label).sum().item()
-        assert row["support"] == support == 200
+        assert row["support"] == support == 100
         assert row["recall"] == hits / support
         assert row["precision"] == (hits / called if called else 0)
         f1.append(2 * hits / (called + support))
@@ -113,7 +113,7 @@ def test_a_missed_threshold_is_exit_3_after_the_result(cifarctl: Cifarctl, class
     missed = cifarctl("evaluate", "-m", classifier_run, "--json", "--fail-under", "accuracy=0.9999")
     assert missed.code == 3
     assert missed.error.startswith("error: accuracy is 0.")
-    assert missed.json["n"] == 2000
+    assert missed.json["n"] == 1000
     met = cifarctl("evaluate", "-m", classifier_run, "--fail-under", "accuracy=0.1", "--fail-under", "nll=100")
     assert met.code == 0
     too_high = cifarctl("evaluate", "-m", classifier_run, "--fail-under", "nll=0.00001")
@@ -226,7 +226,7 @@ class TestComparison:
         assert [(result["split"], result["n"]) for result in results] == [
             ("train", 2000),
             ("val", 1000),
-            ("test", 2000),
+            ("test", 1000),
         ]
         assert done.json["differences"] == []
         shown = cifarctl("evaluate", "-m", classifier_run, "--split", "train", "--split", "test").out
@@ -245,7 +245,7 @@ class TestComparison:
         (difference,) = done["differences"]
         assert difference["metric"] == "psnr_image_mean"
         assert difference["difference"] == pytest.approx(means[1] - means[0], abs=1e-4)
-        assert difference["only_first"] + difference["only_second"] <= 2000
+        assert difference["only_first"] + difference["only_second"] <= 1000
 
     def test_what_cannot_be_compared_is_refused(
         self, cifarctl: Cifarctl, classifier_run: Path, autoencoder_run: Path, tmp_path: Path

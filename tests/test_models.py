@@ -74,7 +74,7 @@ def drawing(steps: int = 3, strength: float = 5.0) -> ResidualAutoencoder:
 
 def test_latents_are_fitted_to_each_image() -> None:
     errors = []
-    for steps in (0, 1, 3, 16):
+    for steps in (0, 1, 5, 16):
         model = drawing(steps=steps).eval()
         with torch.inference_mode():  # as in use
             errors.append((model(IMAGES[:50]) - IMAGES[:50].float() / 255).square().mean((1, 2, 3)))

@@ -75,13 +75,13 @@ def test_the_latents_of_a_split_are_written_with_their_indices(
     file = tmp_path / "test.safetensors"
     done = cifarctl("reconstruct", "-m", autoencoder_run, "--latents", file)
     assert done.code == 0
-    assert done.out == f"{file}: 2000 latents of 64 floats\n"
+    assert done.out == f"{file}: 1000 latents of 64 floats\n"
     assert [path.name for path in tmp_path.iterdir()] == ["test.safetensors"]
     tensors, test = load_file(file), Source("synthetic").load("test")
     model, _ = weights.load_autoencoder(autoencoder_run / "model.safetensors", torch.device("cpu"))
     assert torch.allclose(tensors["latents"], encode(model, test.images), atol=1e-5)
     assert torch.equal(tensors["labels"], test.labels)
-    assert tensors["indices"].tolist() == list(range(2000))
+    assert tensors["indices"].tolist() == list(range(1000))
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["split"] == "test"
 

@@ -56,15 +56,17 @@ class TestRunFolder:
             with Image.open(classifier_run / name) as picture:
                 assert min(picture.size) > 400
 
-    def test_an_autoencoder_is_validated_before_its_first_step(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
-        arguments = ("--data", "synthetic", "--limit", 500, "--epochs", 2, "--latent-dim", 64, "--out", tmp_path / "ae")
+    def test_an_autoencoder_is_validated_before_its_first_step(
+        self, cifarctl: Cifarctl, image_folder: Path, tmp_path: Path
+    ) -> None:
+        arguments = ("--data", image_folder, "--epochs", 2, "--latent-dim", 16, "--out", tmp_path / "ae")
         assert cifarctl("train-ae", *arguments).code == 0
         first, *others = [json.loads(line) for line in (tmp_path / "ae" / "metrics.jsonl").read_text().splitlines()]
         assert (first["epoch"], first["step"], "train_loss" in first) == (0, 0, False)
         assert [line["epoch"] for line in others] == [1, 2]
-        source = Source("synthetic", limit=500)
+        source = Source(str(image_folder))
         val = source.load("val").images
-        error = pca_reconstruct(source.load("train").images, val, 64) - val.float() / 255
+        error = pca_reconstruct(source.load("train").images, val, 16) - val.float() / 255
         assert first["val_psnr"] == pytest.approx(-10 * math.log10(error.square().mean().item()), abs=0.05)  # bf16
         assert json.loads((tmp_path / "ae" / "summary.json").read_text())["epochs"] == 2
 
@@ -293,7 +295,8 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     for name in shared:
         assert torch.equal(head[name], encoder[name.removeprefix("encoder.")])
 
-    tuned = cifarctl(*arguments, "--epochs", 1, "--finetune", "--out", tmp_path / "tuned", "--json")
+    few = ("--limit", 700, "--epochs", 1)
+    tuned = cifarctl(*arguments, *few, "--finetune", "--out", tmp_path / "tuned", "--json")
     assert tuned.code == 0
     moved = load_file(tmp_path / "tuned" / "model.safetensors")
     assert not torch.equal(moved["encoder.encoder.0.weight"], head["encoder.encoder.0.weight"])

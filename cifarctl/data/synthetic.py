@@ -8,7 +8,7 @@ from torch import Tensor
 from cifarctl.data.dataset import Dataset
 
 CLASSES = ("disc", "ring", "square", "frame", "triangle", "cross", "bars", "columns", "checks", "dots")
-TRAIN_SIZE, TEST_SIZE = 10_000, 2_000
+TRAIN_SIZE, TEST_SIZE = 10_000, 1_000
 
 
 @lru_cache(maxsize=2)  # train and val are parts of one drawing, which takes a second

@@ -39,7 +39,7 @@ def classifier_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarct
     page = tmp_path_factory.mktemp("report") / "new" / "classifier.html"
     done = installed("evaluate", "-m", classifier_run, "--report", page, "--json")
     assert done.code == 0, done.err
-    assert done.json["n"] == 2000
+    assert done.json["n"] == 1000
     assert done.err == f"Report: {page}\n"
     return page
 

@@ -117,17 +117,21 @@ def evaluate_autoencoder(
     seconds = time.perf_counter() - started
 
     originals = to_float(data.images)
-    image_mse = (reconstructions - originals).square().flatten(1).mean(1)
+    error = reconstructions - originals
+    image_mse = error.square().flatten(1).mean(1)
     image_psnr = psnr(image_mse)
     linear = pca_reconstruct(train_images, data.images, model.latent_dim)
+    linear_error = linear - originals
     metrics = {
         "mse": image_mse.mean().item(),
         "psnr": psnr(image_mse.mean()).item(),
         "psnr_image_mean": image_psnr.mean().item(),
+        "psnr_chroma": psnr(_chroma(error).square().mean()).item(),
         "ssim": _mean_ssim(reconstructions, originals),
         "latent_floats": model.latent_dim,
         "compression_ratio": 3 * 32 * 32 / model.latent_dim,
-        "pca_psnr": psnr((linear - originals).square().mean()).item(),
+        "pca_psnr": psnr(linear_error.square().mean()).item(),
+        "pca_psnr_chroma": psnr(_chroma(linear_error).square().mean()).item(),
         "pca_ssim": _mean_ssim(linear, originals),
     }
     return AutoencoderReport(len(data), metrics, len(data) / seconds, reconstructions.cpu(), image_psnr.cpu())
@@ -175,6 +179,14 @@ def _per_class(matrix: Tensor, classes: tuple[str, ...]) -> list[ClassMetrics]:
             )
         )
     return rows
+
+
+def _chroma(rgb: Tensor) -> Tensor:
+    """Differences of RGB, float (N, 3, H, W) -> differences of Cb and Cr, (N, 2, H, W), in [-1, 1] as well.
+    Source: JFIF 1.02, 1992, after ITU-R BT.601.
+    """
+    weights = torch.tensor([[-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], device=rgb.device)
+    return torch.einsum("yc,nchw->nyhw", weights, rgb)
 
 
 def _mean_ssim(images: Tensor, originals: Tensor) -> float:

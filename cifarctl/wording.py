@@ -13,10 +13,12 @@ METRIC_NAMES = {
     "mse": "mean squared error",
     "psnr": "PSNR of the mean squared error",
     "psnr_image_mean": "PSNR, mean of the images'",
+    "psnr_chroma": "PSNR of the colours, Cb and Cr",
     "ssim": "SSIM, mean of the images'",
     "latent_floats": "latent floats",
     "compression_ratio": "compression ratio",
     "pca_psnr": "PSNR of PCA at that size",
+    "pca_psnr_chroma": "PSNR of PCA's colours",
     "pca_ssim": "SSIM of PCA at that size",
 }
 COMPARED = {  # the columns of a table of several models, by their kind; the first metric is what counts most

@@ -80,24 +80,31 @@ def test_an_autoencoders_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl
     model.load_state_dict(load_file(autoencoder_run / "model.safetensors"))
     test = Source("synthetic").load("test").images
     with torch.no_grad():
-        error = (model.eval()(test) - test.float() / 255).square().flatten(1).mean(1)
+        difference = model.eval()(test) - test.float() / 255
+    error = difference.square().flatten(1).mean(1)
+    red, green, blue = difference.unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = (((blue - luma) / 1.772).square().mean() + ((red - luma) / 1.402).square().mean()).item() / 2
     metrics = result["metrics"]
     assert set(metrics) == {
         "mse",
         "psnr",
         "psnr_image_mean",
+        "psnr_chroma",
         "ssim",
         "latent_floats",
         "compression_ratio",
         "pca_psnr",
+        "pca_psnr_chroma",
         "pca_ssim",
     }
     assert metrics["mse"] == pytest.approx(error.mean().item(), rel=1e-4)
     assert metrics["psnr"] == pytest.approx(-10 * math.log10(error.mean().item()), abs=1e-3)
     assert metrics["psnr_image_mean"] == pytest.approx((-10 * error.log10()).mean().item(), abs=1e-3)
+    assert metrics["psnr_chroma"] == pytest.approx(-10 * math.log10(chroma), abs=1e-3)
     assert (metrics["latent_floats"], metrics["compression_ratio"]) == (64, 48)
     assert 0 < metrics["ssim"] < 1
-    assert 10 < metrics["pca_psnr"] < 40
+    assert 10 < metrics["pca_psnr"] < metrics["pca_psnr_chroma"] < 50
     assert 0 < metrics["pca_ssim"] < 1
 
 

@@ -83,7 +83,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
 
 def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
     """Draw a bar while a run goes on, print a line an epoch, and return the run's summary."""
-    from cifarctl.training.loop import EpochDone, StepDone
+    from cifarctl.training.loop import Encoding, EpochDone, StepDone
     from cifarctl.training.session import Finished, Measuring, Started
 
     summary: dict[str, Any] = {}
@@ -95,6 +95,8 @@ def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
                     parameters = f"{event.parameters:,} parameters"
                     output.status(f"{verb} {event.model}, {parameters}, on {event.device} in {event.precision}")
                     output.status(f"{event.train:,} images, {event.val:,} for validation; run folder: {event.run}")
+                case Encoding():
+                    output.status(f"Encoding {event.images:,} images, once …")
                 case StepDone():
                     bar.step(event)
                 case EpochDone():

@@ -33,6 +33,13 @@ _SAVE = 1
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """An autoencoder goes over all training images, once, before the first step."""
+
+    images: int
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One optimizer step. loss: a scalar on the device; reading it waits for the device. epoch counts from 1."""
 
@@ -79,7 +86,7 @@ def fit(
     precision: Precision,
     checkpoint: Path,
     ranks: Ranks = ALONE,
-) -> Iterator[StepDone | EpochDone | Fitted]:
+) -> Iterator[Encoding | StepDone | EpochDone | Fitted]:
     """Train `model` in place and leave the best epoch's weights (by `objective.metric` on `val`) in it. The last event
     is Fitted.
 
@@ -100,8 +107,12 @@ def fit(
     elif recipe.ema:
         state.ema = _copy(model)
 
+    if objective.encodes_first:
+        yield Encoding(len(train))
     torch.manual_seed(_stream(seed, "inputs", 0))
+    started = time.perf_counter()
     inputs = objective.inputs(train.images)
+    state.seconds += time.perf_counter() - started
     if recipe.batch_size % ranks.size or len(train) < ranks.size:  # equal shares: the mean of their means is the mean
         raise UsageError(f"--batch-size {recipe.batch_size}: {ranks.size} processes cannot share it equally")
     batch_size = min(recipe.batch_size, len(train) // ranks.size * ranks.size)

@@ -30,9 +30,11 @@ class Objective(Protocol):
     """The part of a training run that depends on the task.
 
     metric: the name, among those that `validate` returns, of the one that is maximised over epochs.
+    encodes_first: True where `inputs` takes a pass of an autoencoder over all images, which is worth a word to the user.
     """
 
     metric: str
+    encodes_first: bool
 
     def inputs(self, images: Tensor) -> Tensor:
         """All training images, uint8 (N, 3, 32, 32) -> what batches are drawn from, (N, …), on the same device."""
@@ -73,6 +75,8 @@ def augment_images(images: Tensor, indices: Tensor, epoch: int, recipe: Recipe, 
 
 class _OnImages:
     """What objectives share whose batches are images, augmented at every step."""
+
+    encodes_first = False
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
         self.recipe, self.seed = recipe, seed
@@ -128,6 +132,8 @@ class Classification(_OnImages):
 
 class _Frozen(Classification):
     """Classification from what a frozen autoencoder makes of the images, once: only the layers after it are trained."""
+
+    encodes_first = True
 
     def __init__(self, model: Classifier, recipe: Recipe, seed: int, precision: Precision) -> None:
         super().__init__(model, recipe, seed)

@@ -21,7 +21,7 @@ from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP
 from cifarctl.training.calibration import calibrate
-from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
+from cifarctl.training.loop import Encoding, EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import (
     Classification,
     FrozenLatents,
@@ -62,7 +62,7 @@ class Finished:
     summary: dict[str, Any]
 
 
-Event = Started | StepDone | EpochDone | Measuring | Finished
+Event = Started | Encoding | StepDone | EpochDone | Measuring | Finished
 
 
 def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Event]:

@@ -30,7 +30,7 @@ class Objective(Protocol):
     """The part of a training run that depends on the task.
 
     metric: the name, among those that `validate` returns, of the one that is maximised over epochs.
-    encodes_first: True where `inputs` takes a pass of an autoencoder over all images, which is worth a word to the user.
+    encodes_first: True where `inputs` takes an autoencoder over all images: minutes, so the user is told.
     """
 
     metric: str

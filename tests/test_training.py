@@ -286,7 +286,7 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     arguments = (*arguments, *(("--arch", "mlp") if arch == "mlp" else ()))
     frozen = cifarctl(*arguments, "--epochs", 10, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0
-    assert frozen.error.count("Encoding 2,000 images") == 1  # minutes where there are 50,000
+    assert frozen.err.count("Encoding 2,000 images") == 1  # minutes where there are 50,000
     assert frozen.json["arch"] == arch
     assert frozen.json["test"]["accuracy"] > 0.3
     encoder = load_file(autoencoder_run / "model.safetensors")

@@ -165,7 +165,7 @@ def _measure_autoencoder(subject: Subject, result: dict[str, Any], images: "Data
         from cifarctl import plots
 
         plots.save(_reconstructions(images, report), wanted.figures / "reconstructions.png")
-        histogram = plots.psnr_histogram(report.image_psnr, report.metrics["pca_psnr"])
+        histogram = plots.psnr_histogram(report.image_psnr, report.metrics["psnr"], report.metrics["pca_psnr"])
         plots.save(histogram, wanted.figures / "psnr.png")
         plots.save(plots.rate_curve(points, len(some)), wanted.figures / "rate.png")
     section = None

@@ -191,8 +191,8 @@ def learning_curves(history: Sequence[Record], kind: str) -> list[Chart]:
     ]
 
 
-def psnr_histogram(image_psnr: Tensor, pca_psnr: float) -> Chart:
-    """How the images' PSNR, float (N,) in dB, are distributed."""
+def psnr_histogram(image_psnr: Tensor, psnr: float, pca_psnr: float) -> Chart:
+    """How the images' PSNR, float (N,) in dB, are distributed, with that of the mean error, and PCA's."""
     axis = Axis.around([*image_psnr.tolist(), pca_psnr], "PSNR of an image (dB)")
     edges = [axis.low + i * (axis.high - axis.low) / _BINS for i in range(_BINS + 1)]
     count = image_psnr.histc(_BINS, axis.low, axis.high).int().tolist()
@@ -200,12 +200,11 @@ def psnr_histogram(image_psnr: Tensor, pca_psnr: float) -> Chart:
     for (low, high), images in zip(pairwise(edges), count, strict=True):
         if images:
             drawing.bar(low, high, images, "blue", f"{low:.1f} to {high:.1f} dB: {images:,} images")
-    mean = image_psnr.mean().item()
-    drawing.rule((mean, 0), (mean, top.high), "orange")
+    drawing.rule((psnr, 0), (psnr, top.high), "orange")
     drawing.rule((pca_psnr, 0), (pca_psnr, top.high), "grey dashed")
     legend = [
-        ("orange", f"mean of the images, {mean:.2f} dB"),
-        ("grey dashed", f"PCA, of its mean error, {pca_psnr:.2f} dB"),
+        ("orange", f"of the mean error, {psnr:.2f} dB"),
+        ("grey dashed", f"of PCA's, {pca_psnr:.2f} dB"),
     ]
     return Chart("PSNR of the images", drawing.svg(), legend)
 

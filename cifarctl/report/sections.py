@@ -239,7 +239,10 @@ def autoencoder_section(
         Sprite.pack(torch.cat((originals, outputs))),
         charts.learning_curves(history, "autoencoder"),
         {name: [pair(index) for index in indices] for name, indices in groups.items()},
-        [charts.psnr_histogram(report.image_psnr, result["metrics"]["pca_psnr"]), charts.rate_curve(rate, rate_images)],
+        [
+            charts.psnr_histogram(report.image_psnr, report.metrics["psnr"], report.metrics["pca_psnr"]),
+            charts.rate_curve(rate, rate_images),
+        ],
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cifarctl
 from cifarctl import weights
+from cifarctl.files import PRETRAINED
 
 LIMIT = 10_000_000
 
@@ -20,7 +21,7 @@ LIMIT = 10_000_000
 def main(run: Path, commit: str) -> None:
     model = cifarctl.load(run, device="cpu")
     info = replace(model.info, training={**model.info.training, "commit": commit})
-    path = weights.PRETRAINED / f"{info.kind}.safetensors"
+    path = PRETRAINED / f"{info.kind}.safetensors"
     # Norms' statistics span more than fp16 holds, and weigh nothing.
     tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in model.module.state_dict().items()}
     weights.save(path, tensors, info)

@@ -1,4 +1,4 @@
-"""The one way in which the project writes a file: whole or not at all."""
+"""The one way in which the project writes a file, whole or not at all; and where those that come with it lie."""
 
 import errno
 import os
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+PRETRAINED = Path(__file__).parent / "pretrained"
 _MARK = ".part"  # in the names of files that are being written
 
 

@@ -46,6 +46,18 @@ def predict_logits(
     return _mapped(model, one_batch, images, precision, batch_size, ranks)
 
 
+def see(model: Classifier, images: Tensor, *, precision: Precision = "fp32", ranks: Ranks = ALONE) -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> what the model's layers see of them, float32 (N, …). Several `ranks` share out the
+    work.
+    """
+    return _mapped(model, lambda batch: model.features(to_float(batch)), images, precision, BATCH_SIZE, ranks)
+
+
+def classify_seen(model: Classifier, seen: Tensor, *, precision: Precision = "fp32", ranks: Ranks = ALONE) -> Tensor:
+    """What `see` gives -> logits as they are trained, float32 (N, classes). Several `ranks` share out the work."""
+    return _mapped(model, model.classify, seen, precision, BATCH_SIZE, ranks)
+
+
 def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:
     """Logits (N, classes) -> for each image its `top_k` likeliest classes with their probabilities, best first."""
     top = logits.softmax(1).topk(top_k)

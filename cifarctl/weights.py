@@ -18,12 +18,11 @@ from torch import Tensor
 import cifarctl
 from cifarctl import models
 from cifarctl.errors import WeightsError
-from cifarctl.files import save_tensors
+from cifarctl.files import PRETRAINED, save_tensors
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
 _FORMAT = "1"
 _HEADER_BYTES = 100_000_000  # the most that safetensors accepts
-PRETRAINED = Path(__file__).parent / "pretrained"
 M = TypeVar("M", bound=Model)
 
 

@@ -2,7 +2,10 @@
 and what it says.
 """
 
+from pathlib import Path
 from typing import Any
+
+from cifarctl.files import PRETRAINED
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -71,5 +74,6 @@ def format_p_value(value: float) -> str:
 
 
 def model_name(path: str) -> str:
-    """A run's folder rather than the file in it."""
-    return path.removesuffix("/model.safetensors")
+    """A run's folder rather than the file in it, and no path of the installation."""
+    file = Path(path)
+    return f"the pretrained {file.stem}" if file.parent == PRETRAINED else path.removesuffix("/model.safetensors")

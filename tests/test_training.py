@@ -284,7 +284,7 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
 ) -> None:
     arguments = ("train-clf", "--data", "synthetic", "--limit", 2000, "--encoder", autoencoder_run, "--batch-size", 50)
     arguments = (*arguments, *(("--arch", "mlp") if arch == "mlp" else ()))
-    frozen = cifarctl(*arguments, "--epochs", 10, "--out", tmp_path / "frozen", "--json")
+    frozen = cifarctl(*arguments, "--epochs", 7, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0
     assert frozen.err.count("Encoding 2,000 images") == 1  # minutes where there are 50,000
     assert frozen.json["arch"] == arch
@@ -388,7 +388,9 @@ class TestLoop:
         plain = replace(recipes.FINETUNE, crop=0, cutout=0, affine=0.0, flip="none", sides=())
         objective = ThawingPictures(model, plain, 0, "fp32")  # type: ignore[arg-type]
         pictures, indices = objective.inputs(train.images), torch.arange(8)
+        whole = Classification(model, plain, 0)  # type: ignore[arg-type]
         frozen = objective.augment(pictures[:8], indices, 0, plain.thaw - 0.01)
+        assert objective.validate(train, "fp32") == pytest.approx(whole.validate(train, "fp32"), rel=1e-4)
         thawed = objective.augment(pictures[:8], indices, 0, plain.thaw)
         assert not frozen.requires_grad
         assert thawed.requires_grad
@@ -402,6 +404,10 @@ class TestLoop:
         moved = torch.linalg.svdvals(model.encoder.components.detach() - components)  # type: ignore[union-attr, operator]
         assert 0 < moved.max() < 1.6 * plain.encoder_lr * (3072 / 64) ** 0.5
         assert not torch.equal(model.head.weight, before["head.weight"])  # type: ignore[union-attr, arg-type]
+        # What was seen of the images while the autoencoder was frozen is forgotten.
+        with torch.no_grad():
+            model.encoder.mean.add_(0.5)  # type: ignore[union-attr, operator]
+        assert objective.validate(train, "fp32") == pytest.approx(whole.validate(train, "fp32"), rel=1e-4)
 
 
 def test_the_temperature_is_the_one_that_the_logits_were_divided_by() -> None:

@@ -13,6 +13,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import UsageError
+from cifarctl.wording import model_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -102,7 +103,7 @@ def evaluate(
         for name in splits:
             for number, subject in enumerate(subjects):
                 if several:
-                    output.status(f"Measuring {subject.path} on {name} …")
+                    output.status(f"Measuring {model_name(str(subject.path))} on {name} …")
                 figures = plots / f"{number}-{subject.source.name}-{name}" if plots and several else plots
                 images = subject.source.load(name).to(chosen_device)
                 wanted = Wanted(tta, figures, _REPORT_IMAGES // count if report else 0, ranks)
@@ -133,7 +134,7 @@ def evaluate(
         output.status(f"Report: {report}")
     below = []
     for result in results:
-        where = f"{result['model']} on {result['split']}: " if several else ""
+        where = f"{model_name(result['model'])} on {result['split']}: " if several else ""
         shortfalls = (_shortfall(result["metrics"], name, bound) for name, bound in thresholds)
         below += [where + text for text in shortfalls if text]
     if below:
@@ -145,7 +146,7 @@ def _tables(result: dict[str, Any], classes: tuple[str, ...]) -> "list[Callable[
     from cifarctl.cli.tables import confusion_table, metrics_table, per_class_table
 
     note = " (drawn shapes: a smoke test, no benchmark)" if result["data"] == "synthetic" else ""
-    title = f"{result['model']}: {result['n']:,} {result['split']} images of {result['data']}{note}"
+    title = f"{model_name(result['model'])}: {result['n']:,} {result['split']} images of {result['data']}{note}"
     speed = {"images/s": f"{result['images_per_second']:,.0f}"}
     tables: list[Callable[[], RenderableType]] = [lambda: metrics_table(title, result["metrics"], speed)]
     if result["kind"] == "classifier":

@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from cifarctl.rate import RatePoint
 from cifarctl.report import charts
 from cifarctl.report.charts import Chart
 from cifarctl.training.checkpoint import Record
-from cifarctl.weights import PRETRAINED
 from cifarctl.wording import model_name
 
 OFF_DIAGONAL, DIAGONAL = 30, 12  # images of a cell of the confusion matrix, at most
@@ -191,7 +189,7 @@ def classifier_section(
         for row, (truth, counts) in enumerate(zip(data.classes, matrix, strict=True))
     ]
     return ClassifierSection(
-        _name(result["model"]),
+        model_name(result["model"]),
         result,
         Sprite.pack(data.images[torch.tensor(shown, device=data.images.device)].cpu()),
         charts.learning_curves(history, "classifier"),
@@ -234,7 +232,7 @@ def autoencoder_section(
         )
 
     return AutoencoderSection(
-        _name(result["model"]),
+        model_name(result["model"]),
         result,
         Sprite.pack(torch.cat((originals, outputs))),
         charts.learning_curves(history, "autoencoder"),
@@ -275,8 +273,3 @@ def _class_row(scores: Mapping[str, Any], cells: Sequence[Cell]) -> ClassRow:
 
 def _unique(indices: Iterable[int]) -> list[int]:
     return list(dict.fromkeys(indices))
-
-
-def _name(model: str) -> str:
-    path = Path(model)
-    return f"the pretrained {path.stem}" if path.parent == PRETRAINED else model_name(model)

@@ -21,7 +21,7 @@ from cifarctl.data.augment import (
 )
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
-from cifarctl.inference import encode, predict_logits, reconstruct
+from cifarctl.inference import classify_seen, encode, predict_logits, reconstruct, see
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.recipes import Recipe
 
@@ -125,9 +125,13 @@ class Classification(_OnImages):
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
 
     def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
-        logits = predict_logits(self.model, data.images, precision=precision, ranks=ranks)
+        logits = self.logits(data, precision, ranks)
         correct = int((logits.argmax(1) == data.labels).sum())
         return {"loss": F.cross_entropy(logits, data.labels).item(), "accuracy": correct / len(data)}
+
+    def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
+        """The model's logits of all of `data`, float32 (N, classes)."""
+        return predict_logits(self.model, data.images, precision=precision, ranks=ranks)
 
 
 class _Frozen(Classification):
@@ -138,9 +142,16 @@ class _Frozen(Classification):
     def __init__(self, model: Classifier, recipe: Recipe, seed: int, precision: Precision) -> None:
         super().__init__(model, recipe, seed)
         self.precision = precision
+        self.seen: tuple[Dataset, Tensor] | None = None
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.cross_entropy(self.model.classify(x), labels)
+
+    def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
+        """What the autoencoder makes of `data` stays the same from epoch to epoch, and takes longer than the rest."""
+        if self.seen is None or self.seen[0] is not data:
+            self.seen = data, see(self.model, data.images, precision=precision, ranks=ranks)
+        return classify_seen(self.model, self.seen[1], precision=precision, ranks=ranks)
 
 
 class FrozenLatents(_Frozen):
@@ -188,11 +199,19 @@ class ThawingPictures(FrozenPictures):
     gradient.
     """
 
+    thawed = False
+
     def inputs(self, images: Tensor) -> Tensor:
         self.images = images
         return super().inputs(images)
 
     def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
-        if progress >= self.recipe.thaw:
+        self.thawed = progress >= self.recipe.thaw
+        if self.thawed:
             batch = self.model.features(self.images[indices])
         return super().augment(batch, indices, epoch, progress)
+
+    def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
+        if self.thawed:
+            self.seen = None
+        return super().logits(data, precision, ranks)

@@ -102,6 +102,8 @@ class ResidualAutoencoder(Autoencoder):
         if self.training:
             steps = int(torch.randint(min(steps, self._TRAINING_STEPS) + 1, ()))
             length, momentum = self._TRAINING_STEP, 0.0
+        elif not any(weight.any() for weight in self.decoder[-2].parameters()):
+            steps = 0  # nothing is learnt yet, so PCA's latents are the best
         # The latents need a gradient here even where the caller wants none; the weights never do. Swapping those is not
         # safe for threads, and only where they are trained their gradient would be worked out in vain.
         trained = torch.is_grad_enabled()

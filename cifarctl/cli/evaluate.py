@@ -13,7 +13,6 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import UsageError
-from cifarctl.wording import model_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,6 +81,7 @@ def evaluate(
     from cifarctl.cli.measure import Wanted, difference, find_subjects, measure
     from cifarctl.cli.tables import comparison_table, difference_line
     from cifarctl.hardware import select_device
+    from cifarctl.wording import model_name
 
     output = Output(json=json, quiet=quiet)
     thresholds = [_threshold(text) for text in fail_under or []]
@@ -144,6 +144,7 @@ def evaluate(
 
 def _tables(result: dict[str, Any], classes: tuple[str, ...]) -> "list[Callable[[], RenderableType]]":
     from cifarctl.cli.tables import confusion_table, metrics_table, per_class_table
+    from cifarctl.wording import model_name
 
     note = " (drawn shapes: a smoke test, no benchmark)" if result["data"] == "synthetic" else ""
     title = f"{model_name(result['model'])}: {result['n']:,} {result['split']} images of {result['data']}{note}"

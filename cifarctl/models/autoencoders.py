@@ -96,17 +96,18 @@ class ResidualAutoencoder(Autoencoder):
         it takes less time, and the decoder stays right at the latents where the steps start, without which training
         came apart.
         """
+        trained = torch.is_grad_enabled()
         pixels = self.normalize(x)
         start = F.linear(pixels.flatten(1) - self.mean, self.components.T)
         steps, length, momentum = self.steps, self._STEP, self._MOMENTUM
         if self.training:
             steps = int(torch.randint(min(steps, self._TRAINING_STEPS) + 1, ()))
             length, momentum = self._TRAINING_STEP, 0.0
-        elif not any(weight.any() for weight in self.decoder[-2].parameters()):
-            steps = 0  # nothing is learnt yet, so PCA's latents are the best
+        # Where nothing is learnt yet, PCA's latents are the best. A GPU waits for this look: no training step takes it.
+        elif not trained and not any(weight.any() for weight in self.decoder[-2].parameters()):
+            steps = 0
         # The latents need a gradient here even where the caller wants none; the weights never do. Swapping those is not
         # safe for threads, and only where they are trained their gradient would be worked out in vain.
-        trained = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             named = self.decoder.named_parameters() if trained else ()
             weights = {name: weight.detach() for name, weight in named}

@@ -21,7 +21,7 @@ from cifarctl.data.augment import (
 )
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
-from cifarctl.inference import classify_seen, encode, predict_logits, reconstruct, see
+from cifarctl.inference import classify_seen, predict_logits, reconstruct, see
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.recipes import Recipe
 
@@ -165,13 +165,12 @@ class FrozenLatents(_Frozen):
 
     def inputs(self, images: Tensor) -> Tensor:
         """-> float32 (N, VIEWS, D)."""
-        assert self.model.encoder is not None
         copies = []
         for view in range(self.VIEWS):
             augmented = flip(images, torch.full((len(images),), view % 2 == 1, device=images.device))
             if self.recipe.crop and view > 1:  # one pair stays unshifted, as images are seen in use
                 augmented = torch.cat([random_crop(chunk, self.recipe.crop) for chunk in augmented.split(5000)])
-            copies.append(encode(self.model.encoder, augmented, precision=self.precision))
+            copies.append(see(self.model, augmented, precision=self.precision))
         return torch.stack(copies, dim=1)
 
     def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:  # noqa: ARG002
@@ -186,12 +185,10 @@ class FrozenPictures(_Frozen):
 
     def inputs(self, images: Tensor) -> Tensor:
         """-> uint8 (N, 3, 32, 32)."""
-        assert self.model.encoder is not None
-        drawn = [
-            reconstruct(self.model.encoder, chunk, precision=self.precision).mul_(255).round_().byte()
-            for chunk in images.split(5000)
-        ]
-        return torch.cat(drawn)
+        chunks = images.split(5000)
+        return torch.cat(
+            [see(self.model, chunk, precision=self.precision).mul_(255).round_().byte() for chunk in chunks]
+        )
 
 
 class ThawingPictures(FrozenPictures):
@@ -199,19 +196,12 @@ class ThawingPictures(FrozenPictures):
     gradient.
     """
 
-    thawed = False
-
     def inputs(self, images: Tensor) -> Tensor:
         self.images = images
         return super().inputs(images)
 
     def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
-        self.thawed = progress >= self.recipe.thaw
-        if self.thawed:
+        if progress >= self.recipe.thaw:
             batch = self.model.features(self.images[indices])
+            self.seen = None  # this step makes other pictures of them
         return super().augment(batch, indices, epoch, progress)
-
-    def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
-        if self.thawed:
-            self.seen = None
-        return super().logits(data, precision, ranks)

@@ -49,7 +49,7 @@ class Recipe:
 
 
 AUTOENCODER = Recipe(
-    # Eight gain a tenth of a decibel at 256 floats and one at 512, but take 13 minutes on two cores without AMX.
+    # Eight gain 0.1 dB on val at 256 floats and 0.9 at 512, but take 16 minutes on two cores without AMX, not 9.
     epochs=4,
     batch_size=128,
     optimizer="muon",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def select_device(name: Device = "auto") -> "torch.device":
@@ -66,7 +66,9 @@ def reuse_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that it takes
+        # Blocks of more than 32 MiB, as activations are, are else mapped one by one, and unmapped as soon as freed: no
+        # threshold can be higher. 498 -> 485 ms a step at 24 pixels, batch 512, on two EPYC cores.
+        mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 

@@ -170,6 +170,18 @@ def test_the_pool_that_reuses_memory_is_the_plain_one(side: int, dtype: torch.dt
         assert torch.equal(pool(x), plain)
 
 
+def test_the_pool_of_a_large_batch_is_that_of_its_images() -> None:
+    x = torch.randn(5, 16, 401, 401).contiguous(memory_format=torch.channels_last).requires_grad_()  # 49 MiB: 6 parts
+    grad = torch.randn(5, 16, 200, 200)
+
+    def pooled(x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(MaxPool2x2()(x), x, grad)[0]
+
+    each = torch.cat([pooled(*one) for one in zip(x.split(1), grad.split(1), strict=True)])
+    assert torch.equal(pooled(x, grad), each)
+    assert torch.equal(MaxPool2x2()(x), F.max_pool2d(x, 2))
+
+
 def test_whitening_makes_patches_uncorrelated() -> None:
     model = Airbench()
     model.initialize(IMAGES)
@@ -197,9 +209,11 @@ def test_an_encoder_must_be_an_autoencoder() -> None:
         MLP(encoder={"model": "airbench", "config": {}})
 
 
-@pytest.mark.parametrize("config", [{"widths": (64, 256)}, {"widths": (64, 256, 10**9)}, {"depth": 0}])
+@pytest.mark.parametrize(
+    "config", [{"widths": (64, 256)}, {"widths": (64, 256, 10**9)}, {"depth": 0}, {"depth": (2, 2)}, {"pool": "mean"}]
+)
 def test_an_impossible_classifier_is_a_value_error(config: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"widths|depth|values"):
+    with pytest.raises(ValueError, match=r"widths|depth|values|pool|zip"):
         Airbench(**config)  # type: ignore[arg-type]
 
 
@@ -212,6 +226,16 @@ def test_a_deep_group_adds_its_first_activation_before_the_last() -> None:
         first = F.silu(group.norms[0](F.max_pool2d(group.convs[0](x), 2)))
         middle = F.silu(group.norms[1](group.convs[1](first)))
         assert torch.allclose(group(x), F.silu(group.norms[2](group.convs[2](middle)) + first), atol=1e-5)
+
+
+def test_groups_may_differ_in_depth_and_their_mean_may_count_too() -> None:
+    torch.manual_seed(0)
+    model = Airbench(widths=(24, 24, 32), depth=(1, 2, 3), pool="max+mean").eval()
+    assert [len(group.convs) for group in model.groups] == [1, 2, 3]
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        maps = model.groups(F.silu(model.whiten(model.normalize(x))))
+        assert torch.allclose(model(x), model.head(maps.amax((2, 3)) + maps.mean((2, 3))) / 32, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [16, 20, 24, 31])

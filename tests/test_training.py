@@ -1,5 +1,6 @@
 """`train-ae` and `train-clf`: one loop that is reproducible, survives a signal, and leaves a whole folder."""
 
+import itertools
 import json
 import math
 import signal
@@ -22,7 +23,7 @@ from cifarctl.errors import TrainingError
 from cifarctl.models.pca import pca_reconstruct
 from cifarctl.training import recipes
 from cifarctl.training.calibration import fit_temperature
-from cifarctl.training.loop import EpochDone, Fitted, fit
+from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures, ThawingPictures
 from cifarctl.training.optim import Muon, build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
 from cifarctl.training.recipes import Recipe
@@ -344,6 +345,28 @@ class TestLoop:
         recipe = Recipe(epochs=1, batch_size=10_000, optimizer="adamw", lr=1e-3, weight_decay=0.0)
         assert len(self.run(recipe, tmp_path / "c.safetensors")) == 3
 
+    def test_a_parameter_may_stay_as_it_is_after_a_part_of_the_steps(self, tmp_path: Path) -> None:
+        train, val = self.data()
+        config = {"widths": (24, 24, 24), "whiten_bias": True}
+        recipe = Recipe(4, 100, "airbench", 0.1, 0.0, trained_until={"whiten.bias": 0.5}, model=config)
+        model = models.build("airbench", **config)
+        objective = Classification(model, recipe, seed=0)  # type: ignore[arg-type]
+        biases = [model.get_parameter("whiten.bias").detach().clone()]
+        for event in fit(
+            model,  # type: ignore[arg-type]
+            objective,
+            train,
+            val,
+            recipe,
+            seed=0,
+            precision="fp32",
+            checkpoint=tmp_path / "c.safetensors",
+        ):
+            if isinstance(event, StepDone):
+                biases.append(model.get_parameter("whiten.bias").detach().clone())
+        moved = [not torch.equal(one, other) for one, other in itertools.pairwise(biases)]
+        assert moved == [True] * 4 + [False] * 4
+
     def test_images_are_small_in_the_first_part(self) -> None:
         train, _ = self.data()
         recipe = Recipe(1, 10, "airbench", 0.1, 0.0, sides=((0.25, 16), (0.5, 24)))
@@ -370,7 +393,7 @@ class TestLoop:
         train, _ = self.data()
         model = models.build("airbench", encoder={"model": "resconv", "config": {"latent_dim": 64, "width": 8}}).eval()
         model.encoder.initialize(train.images)  # type: ignore[union-attr, operator]
-        objective = FrozenPictures(model, recipes.CLASSIFIERS["fast"], 0, "fp32")  # type: ignore[arg-type]
+        objective = FrozenPictures(model, recipes.PICTURES, 0, "fp32")  # type: ignore[arg-type]
         pictures = objective.inputs(train.images)
         assert (pictures.dtype, pictures.shape) == (torch.uint8, train.images.shape)
         exact = model.features(train.images)  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """Layers that several models share, shaped by where convolutions lose time on a CPU."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -105,15 +106,27 @@ class MaxPool2x2(nn.Module):
 
 
 class _MaxPool2x2(torch.autograd.Function):
+    """Two choices, between rows and between columns, each kept as a mask of ones and zeros.
+
+    Which value was chosen is seen, and the gradient passed on, by the floats' bits as integers: times one, less itself,
+    or unchanged less nothing, they are the same numbers, and bf16 need not be widened for it. With parts of the batch
+    small enough for what lies between two choices to stay in the caches: 16.1 -> 10.3 ms for 256 channels at 15×15,
+    batch 512, bf16, on two EPYC cores.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, grad_x: Tensor) -> Tensor:
-        top, bottom = _row_pairs(x.permute(0, 2, 3, 1))  # (N, H // 2, 2 · (W // 2), C)
-        rows = torch.maximum(top, bottom)
-        left, right = rows[:, :, 0::2], rows[:, :, 1::2]
-        y = torch.maximum(left, right)
-        # Masks in the values' own type: comparisons to bool are not vectorised for bf16 (3.7 ms against 1.1).
-        is_top = torch.ge(top, bottom, out=torch.empty_like(rows))
-        is_left = torch.ge(left, right, out=torch.empty_like(y))
+        x = x.permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        y = x.new_empty(n, h // 2, w // 2, c)
+        is_left, is_top = _bits(torch.empty_like(y)), _bits(x.new_empty(n, h // 2, w // 2 * 2, c))
+        for part, y_part, is_left_part, is_top_part in _parts(x, y, is_left, is_top):
+            top, bottom = _row_pairs(part)
+            rows = torch.maximum(top, bottom)
+            torch.eq(_bits(rows), _bits(top), out=is_top_part)
+            left, right = rows[:, :, 0::2], rows[:, :, 1::2]
+            torch.maximum(left, right, out=y_part)
+            torch.eq(_bits(y_part), _bits(left), out=is_left_part)
         ctx.save_for_backward(is_top, is_left)
         ctx.grad_x = grad_x
         return y.permute(0, 3, 1, 2)
@@ -121,13 +134,26 @@ class _MaxPool2x2(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         is_top, is_left = ctx.saved_tensors
-        grad, rows = grads[0].permute(0, 2, 3, 1), torch.empty_like(is_top)
-        left = torch.mul(grad, is_left, out=rows[:, :, 0::2])
-        torch.sub(grad, left, out=rows[:, :, 1::2])
-        top, bottom = _row_pairs(ctx.grad_x)
-        torch.mul(rows, is_top, out=top)
-        torch.sub(rows, top, out=bottom)
+        grad_x, grad = _bits(ctx.grad_x), _bits(grads[0].permute(0, 2, 3, 1))
+        for part, grad_part, is_left_part, is_top_part in _parts(grad_x, grad, is_left, is_top):
+            rows = torch.empty_like(is_top_part)
+            left = torch.mul(grad_part, is_left_part, out=rows[:, :, 0::2])
+            torch.sub(grad_part, left, out=rows[:, :, 1::2])
+            top, bottom = _row_pairs(part)
+            torch.mul(rows, is_top_part, out=top)
+            torch.sub(rows, top, out=bottom)
         return ctx.grad_x.permute(0, 3, 1, 2), None
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Floats as integers of the same size, in the same memory."""
+    return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same images of each tensor: so many at once that those of the first are about 8 MiB."""
+    count = max(1, tensors[0].nbytes >> 23)
+    return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
 
 
 def _row_pairs(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -180,6 +180,8 @@ def fit(
                 torch.manual_seed(_stream(seed, f"step {ranks.rank}" if ranks.rank else "step", state.step))
                 indices = ranks.share(order[at * batch_size : (at + 1) * batch_size])
                 set_learning_rate(optimizer, learning_rate_factor(recipe, state.step / steps))
+                for name, until in recipe.trained_until.items():
+                    model.get_parameter(name).requires_grad_(state.step / steps < until)
                 loss = attempted(partial(gradients, indices, epoch), len(indices), ranks.size, state.step, steps)
                 requested = ranks.average([p.grad for p in model.parameters() if p.grad is not None], request())
                 scaler.step(optimizer)

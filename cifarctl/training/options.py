@@ -67,6 +67,8 @@ class TrainOptions:
             recipe = recipes.HEAD
         elif self.finetune:
             recipe = recipes.FINETUNE
+        elif self.encoder and self.recipe == "fast":
+            recipe = recipes.PICTURES
         else:
             recipe = recipes.CLASSIFIERS[self.recipe]
         return Recipe(**{**asdict(recipe), **(self.overrides or {})})

@@ -152,7 +152,7 @@ def _bits(x: Tensor) -> Tensor:
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same images of each tensor: so many at once that those of the first are about 8 MiB."""
-    count = max(1, tensors[0].nbytes >> 23)
+    count = max(1, tensors[0].numel() * tensors[0].element_size() >> 23)
     return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
 
 

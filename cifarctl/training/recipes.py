@@ -73,7 +73,7 @@ AUTOENCODER = Recipe(
 # smoothing 0.1 -0.03; jitter 0.1 -0.11; Muon's momentum 0.8 instead of 0.6 -0.28.
 CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     "fast": Recipe(
-        epochs=10,
+        epochs=9,
         batch_size=512,
         optimizer="airbench",
         lr=0.12,

@@ -87,7 +87,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         model={"depth": (2, 2, 3), "whiten_bias": True, "pool": "max+mean"},
     ),
     "best": Recipe(
-        epochs=40,
+        epochs=34,
         batch_size=512,
         optimizer="airbench",
         lr=0.09,
@@ -99,7 +99,8 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         affine=0.5,
         jitter=0.2,
         sides=((0.5, 24),),
-        model={"widths": (96, 288, 320), "depth": 3},
+        trained_until={"whiten.bias": 1 / 3},
+        model={"widths": (96, 288, 320), "depth": 3, "whiten_bias": True, "pool": "max+mean"},
     ),
 }
 

@@ -222,7 +222,7 @@ def test_an_encoder_must_be_an_autoencoder() -> None:
     "config", [{"widths": (64, 256)}, {"widths": (64, 256, 10**9)}, {"depth": 0}, {"depth": (2, 2)}, {"pool": "mean"}]
 )
 def test_an_impossible_classifier_is_a_value_error(config: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"widths|depth|values|pool|zip"):
+    with pytest.raises(ValueError, match=r"^(widths|depth|pool)"):
         Airbench(**config)  # type: ignore[arg-type]
 
 

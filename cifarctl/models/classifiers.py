@@ -37,8 +37,11 @@ class Airbench(Classifier):
         encoder: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(classes, encoder)
-        first, second, third = widths
         depths = (depth,) * 3 if isinstance(depth, int) else depth
+        for name, values in (("widths", widths), ("depth", depths)):
+            if len(values) != 3:
+                raise ValueError(f"{name} has {len(values)} values, not one for each of the three groups")
+        first, second, third = widths
         check_range(**{f"widths[{i}]": (width, 24, 4096) for i, width in enumerate(widths)})
         check_range(**{f"depth[{i}]": (number, 1, 16) for i, number in enumerate(depths)})
         if pool not in get_args(Pool):

@@ -1,6 +1,6 @@
 """How long `cifarctl train-clf` trains, and how good it gets.
 
-    python tests/benchmarks/train_speed.py [--seeds 5] [--runs DIR] [OPTION OF train-clf ...]
+    python tests/benchmarks/train_speed.py [--seeds 5] [--first 0] [--runs DIR] [OPTION OF train-clf ...]
 
 A whole run of the command for each seed, on the data that it finds, then `cifarctl evaluate --tta` on the test split.
 Prints the seconds of training (what `train-clf` reports: the steps, without start, validation and test), images/s, test
@@ -41,6 +41,7 @@ def augmented_accuracy(run: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--runs", type=Path, help="keep the runs' folders here")
     options, others = parser.parse_known_args()
     print(
@@ -48,7 +49,7 @@ def main() -> None:
     )
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             run = (options.runs or Path(temporary)) / f"seed{seed}"
             before = matmul_tflops()
             summary = trained(run, *others, "--seed", str(seed))

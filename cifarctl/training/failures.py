@@ -1,6 +1,5 @@
 """What can stop a training run in the middle, as errors that say what to do about it."""
 
-import gc
 import math
 from collections.abc import Callable
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cifarctl.errors import TrainingError
-from cifarctl.hardware import is_out_of_memory
+from cifarctl.hardware import is_out_of_memory, release_memory
 
 # A GPU that has fallen off the bus, or whose driver has. Older versions of torch raise RuntimeError.
 _DeviceError: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
@@ -48,17 +47,18 @@ def check_finite(loss: float, step: int, steps: int) -> None:
 
 
 def _fitting(attempt: Callable[[int], Tensor], count: int) -> int:
-    """The largest of `count`, its half, a quarter, … that memory is enough for; 0 where one image is too much."""
-    while count:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    """The largest of `count`, its half, a quarter, … that memory is enough for; 0 where two images,
+    the fewest that a batch norm can do with, are too much.
+
+    The smallest comes first: a CPU's libraries end the process or fail for good (oneDNN: "could not create a
+    primitive") when memory is short again and again, so that only the last trial may fail, whatever its error.
+    """
+    fitting = 0
+    for halvings in reversed(range(count.bit_length() - 1)):
+        release_memory()
         try:
-            attempt(count)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                return 0
-        else:
-            return count
-        count //= 2
-    return 0
+            attempt(count >> halvings)
+        except Exception:
+            break
+        fitting = count >> halvings
+    return fitting

@@ -221,7 +221,7 @@ class TestSteps:
         assert checkpoint.exists()
 
     def test_memory_that_is_really_too_little(self, tmp_path: Path) -> None:
-        """The process may have 3 GB of address space more than it has with torch imported."""
+        """The process may have 1.5 GB of address space more than it has with torch imported."""
         code = (
             "import resource, sys, torch\n"
             "from cifarctl.cli import run\n"

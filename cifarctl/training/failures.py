@@ -47,8 +47,8 @@ def check_finite(loss: float, step: int, steps: int) -> None:
 
 
 def _fitting(attempt: Callable[[int], Tensor], count: int) -> int:
-    """The largest of `count`, its half, a quarter, … that memory is enough for; 0 where two images,
-    the fewest that a batch norm can do with, are too much.
+    """The largest of `count`, its half, a quarter, … that a trial has memory for; 0 where two images, the fewest that a
+    batch norm can do with, are too much. What failed attempts left behind may make a CPU's answer smaller than need be.
 
     The smallest comes first: a CPU's libraries end the process or fail for good (oneDNN: "could not create a
     primitive") when memory is short again and again, so that only the last trial may fail, whatever its error.

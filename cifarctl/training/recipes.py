@@ -84,7 +84,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         label_smoothing=0.2,
         flip="alternating",
         crop=2,
-        sides=((0.6, 24),),
+        sides=((0.45, 24),),
         trained_until={"whiten.bias": 1 / 3},
         model={"depth": (2, 2, 3), "whiten_bias": True, "pool": "max+mean"},
     ),
@@ -109,7 +109,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
 }
 
 # Convolutions on what a frozen autoencoder draws: 86.14 % on test. What the newer parts of `fast` gain here is untried.
-PICTURES = replace(CLASSIFIERS["fast"], trained_until={}, model={})
+PICTURES = replace(CLASSIFIERS["fast"], sides=((0.6, 24),), trained_until={}, model={})
 
 # Fully connected layers on latents, or on pixels.
 HEAD = Recipe(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cifarctl import models, weights
+from cifarctl import hardware, models, weights
 from cifarctl.data import Dataset, Source
 from cifarctl.data.augment import to_float
 from cifarctl.errors import TrainingError
@@ -455,11 +455,16 @@ print(torch.full((1_000_000,), 1e-30).mul(1e-10).count_nonzero().item())
 
 
 class TestOptimizers:
-    def test_newton_schulz_brings_singular_values_near_one(self) -> None:
+    @pytest.mark.parametrize("has_bf16", [True, False])
+    def test_newton_schulz_brings_singular_values_near_one(
+        self, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: has_bf16)
         torch.manual_seed(0)
         for shape in ((2, 24, 216), (1, 64, 24)):
-            matrices = torch.randn(shape)
-            values = torch.linalg.svdvals(newton_schulz(matrices, steps=5).float())
+            found = newton_schulz(torch.randn(shape), steps=5)
+            assert found.dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+            values = torch.linalg.svdvals(found.float())
             assert values.min() > 0.5
             assert values.max() < 1.5
 

@@ -4,8 +4,8 @@
 
 A whole run of the command for each seed, on the data that it finds, then `cifarctl evaluate --tta` on the test split.
 Prints the seconds of training (what `train-clf` reports: the steps, without start, validation and test), images/s, test
-accuracy without and with test-time augmentation, and this machine's bf16 matrix product before and after, in TFLOP/s.
-Seconds × TFLOP/s is what machines can be compared by.
+accuracy without and with test-time augmentation, and this machine's matrix product before and after, in TFLOP/s: bf16,
+or fp32 where training is in fp32 for want of it. Seconds × TFLOP/s is what machines can be compared by.
 """
 
 import argparse

@@ -44,7 +44,8 @@ def select_precision(name: Precision, device: "torch.device") -> Literal["fp32",
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        # A T4 emulates bf16, slowly, and cuDNN has no bf16 convolution for it.
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu" and _cpu_has_bf16():
         return "bf16"
     return "fp32"

@@ -37,18 +37,22 @@ def select_device(name: Device = "auto") -> "torch.device":
 
 def select_precision(name: Precision, device: "torch.device") -> Literal["fp32", "bf16", "fp16"]:
     """The named precision, or the fastest that the device has in hardware. Raises UsageError on an impossible one."""
-    import torch
-
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16: a CPU has no fast 16-bit float", hint="--precision bf16 or auto")
     if name != "auto":
         return name
-    if device.type == "cuda":
-        # A T4 emulates bf16, slowly, and cuDNN has no bf16 convolution for it.
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and _cpu_has_bf16():
+    if has_bf16(device):
         return "bf16"
-    return "fp32"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def has_bf16(device: "torch.device") -> bool:
+    """Whether the device computes in bf16 itself, and does not emulate it, which is slower than fp32."""
+    import torch
+
+    if device.type == "cuda":  # a T4 emulates it, and cuDNN has no bf16 convolution for it
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_has_bf16()
 
 
 def autocast(device: "torch.device", precision: Precision) -> contextlib.AbstractContextManager[object]:
@@ -95,7 +99,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _cpu_has_bf16() -> bool:
-    """AMX or AVX512-BF16. Emulated bf16, on other processors, is slower than fp32."""
+    """AMX or AVX512-BF16."""
     import torch
 
     if not hasattr(torch.cpu, "get_capabilities"):  # torch < 2.10

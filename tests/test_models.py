@@ -12,7 +12,7 @@ from cifarctl.inference import predict_logits
 from cifarctl.models.autoencoders import ResidualAutoencoder
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.models.classifiers import MLP, Airbench
-from cifarctl.models.layers import Conv3x3, MaxPool2x2
+from cifarctl.models.layers import Conv3x3, MaxPool2x2, _SideBySideConv
 from cifarctl.models.pca import fit_pca, pca_reconstruct
 
 IMAGES = draw_synthetic(300, seed=5).images
@@ -143,11 +143,27 @@ def test_an_impossible_configuration_is_a_value_error(config: dict[str, object])
 def test_the_side_by_side_weight_gradient_is_the_plain_one(side: int, n: int) -> None:
     torch.manual_seed(0)
     conv = Conv3x3(8, 12, bias=True)
+    x = torch.randn(n, 8, side, side, requires_grad=True)
+    grad = torch.randn(n, 12, side, side)
+    wanted = torch.autograd.grad(F.conv2d(x, conv.weight, padding=1), (x, conv.weight), grad)
+    found = torch.autograd.grad(_SideBySideConv.apply(x, conv.weight), (x, conv.weight), grad)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [3, 4, 7, 8, 16])
+@pytest.mark.parametrize("n", [16, 6])
+def test_the_convolution_is_the_plain_one_with_and_without_autocast(side: int, n: int) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(8, 12, bias=True)
     x, grad = torch.randn(n, 8, side, side), torch.randn(n, 12, side, side)
     for values in (x, grad, conv.weight.data, conv.bias.data):  # what bf16 has exactly: only results are rounded
         values.copy_(values.bfloat16())
     x.requires_grad_()
     wanted = torch.autograd.grad(F.conv2d(x, conv.weight, conv.bias, padding=1), (x, conv.weight, conv.bias), grad)
+    found = torch.autograd.grad(conv(x), (x, conv.weight, conv.bias), grad)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         y = conv(x)
     assert y.dtype == torch.bfloat16

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarctl.hardware import select_precision
+from cifarctl.hardware import has_bf16
 from cifarctl.models.base import Classifier
 from cifarctl.training.recipes import Recipe
 
@@ -174,7 +174,7 @@ def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
     AVX2 only. The quintic's coefficients are those of Jordan et al. (2024): the steepest at zero that stay bounded.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16() if select_precision("auto", matrices.device) == "bf16" else matrices.float()
+    x = matrices.bfloat16() if has_bf16(matrices.device) else matrices.float()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

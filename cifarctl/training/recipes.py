@@ -75,7 +75,7 @@ AUTOENCODER = Recipe(
 # With the three, and 80 % of the steps at 24 pixels: 88.1 %; 60 %: 88.8, 88.9 and 89.2; 45 %: 89.4 and 89.6, in
 # a tenth more time. Whole, on 48,000 images, that gain is not seen, nor one of two more epochs: 90.94 % on test with
 # 60 % and 9 epochs (mean of five runs, bf16), 90.80 % with 45 %, 90.83 % with 11 epochs (one run each, fp32). A third
-# convolution in the second group as well, which no run on held-out images tried: 91.27 % (three runs, fp32).
+# convolution in the second group as well, which no run on held-out images tried: 91.23 % (five runs, fp32).
 CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     "fast": Recipe(
         epochs=9,

@@ -21,7 +21,7 @@ def random_flip(images: Tensor) -> Tensor:
     return flip(images, torch.rand(len(images), device=images.device) < 0.5)
 
 
-def alternating_flip(images: Tensor, indices: Tensor, epoch: int, seed: int) -> Tensor:
+def alternating_flip(images: Tensor, indices: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
     """Mirror a random half of the data set in even epochs and the other half in odd ones.
 
     indices: int64 (N,), the images' places in the data set. Every pair of epochs so shows each image both ways, which

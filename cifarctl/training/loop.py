@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from bisect import bisect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Precision, autocast
 from cifarctl.models.base import Model
 from cifarctl.training.checkpoint import Record, TrainingState, load_checkpoint, save_checkpoint
+from cifarctl.training.cuda_graph import CapturedStep
 from cifarctl.training.failures import attempted, check_finite
 from cifarctl.training.objectives import Objective
-from cifarctl.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from cifarctl.training.optim import build_optimizer, keep_rates_on, learning_rate_factor, set_learning_rate
 from cifarctl.training.recipes import Recipe
 from cifarctl.training.signals import deferred_signals, interrupted
 
@@ -123,7 +125,7 @@ def fit(
         scaler.load_state_dict(state.scaler)
     saved = time.perf_counter()
 
-    def gradients(indices: Tensor, epoch: int, count: int) -> Tensor:
+    def gradients(indices: Tensor, epoch: int | Tensor, count: int) -> Tensor:
         """Make the gradients of the mean loss of the first `count` images, and return that loss."""
         indices = indices[:count]
         with autocast(device, precision):
@@ -132,6 +134,21 @@ def fit(
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         return loss.detach()
+
+    def step(indices: Tensor, epoch: Tensor) -> Tensor:
+        loss = gradients(indices, epoch, len(indices))
+        optimizer.step()
+        return loss
+
+    # What other processes, or a scaler, do between gradients and step takes Python.
+    captured = CapturedStep(step) if device.type == "cuda" and ranks.size == 1 and precision != "fp16" else None
+    if captured:
+        keep_rates_on(device, optimizer)
+
+    def attempt(indices: Tensor, epoch: int, count: int) -> Tensor:
+        if captured and count == len(indices):
+            return captured(indices, epoch, kind=bisect(recipe.turns, state.step / steps))
+        return gradients(indices, epoch, count)
 
     def agree() -> None:
         """Each rank has seen other images: their losses and their norms' statistics differ."""
@@ -182,10 +199,11 @@ def fit(
                 set_learning_rate(optimizer, learning_rate_factor(recipe, state.step / steps))
                 for name, until in recipe.trained_until.items():
                     model.get_parameter(name).requires_grad_(state.step / steps < until)
-                loss = attempted(partial(gradients, indices, epoch), len(indices), ranks.size, state.step, steps)
+                loss = attempted(partial(attempt, indices, epoch), len(indices), ranks.size, state.step, steps)
                 requested = ranks.average([p.grad for p in model.parameters() if p.grad is not None], request())
-                scaler.step(optimizer)
-                scaler.update()
+                if not captured:
+                    scaler.step(optimizer)
+                    scaler.update()
                 state.step += 1
                 state.loss_sum += loss
                 if recipe.ema:

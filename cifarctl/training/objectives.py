@@ -40,9 +40,9 @@ class Objective(Protocol):
         """All training images, uint8 (N, 3, 32, 32) -> what batches are drawn from, (N, …), on the same device."""
         ...
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:
         """Rows of `inputs` at `indices`, int64 (B,) -> the model's input for this step. `progress` in [0, 1) is the
-        part of all steps that is done.
+        part of all steps that is done; between two of the recipe's `turns`, it makes no difference.
         """
         ...
 
@@ -55,7 +55,7 @@ class Objective(Protocol):
         ...
 
 
-def augment_images(images: Tensor, indices: Tensor, epoch: int, recipe: Recipe, seed: int) -> Tensor:
+def augment_images(images: Tensor, indices: Tensor, epoch: int | Tensor, recipe: Recipe, seed: int) -> Tensor:
     """The recipe's augmentation of a batch, uint8 (B, 3, 32, 32) -> float in [0, 1]."""
     if recipe.crop:
         images = random_crop(images, recipe.crop)
@@ -84,7 +84,7 @@ class _OnImages:
     def inputs(self, images: Tensor) -> Tensor:
         return images
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:
         images = augment_images(batch, indices, epoch, self.recipe, self.seed)
         side = next((side for until, side in self.recipe.sides if progress < until), images.shape[-1])
         return scale(images, side)
@@ -173,7 +173,7 @@ class FrozenLatents(_Frozen):
             copies.append(see(self.model, augmented, precision=self.precision))
         return torch.stack(copies, dim=1)
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:  # noqa: ARG002
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:  # noqa: ARG002
         view = torch.randint(batch.shape[1], (len(batch),), device=batch.device)
         return batch[torch.arange(len(batch), device=batch.device), view]
 
@@ -196,12 +196,19 @@ class ThawingPictures(FrozenPictures):
     gradient.
     """
 
+    thawed = False
+
     def inputs(self, images: Tensor) -> Tensor:
         self.images = images
         return super().inputs(images)
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int, progress: float) -> Tensor:
+    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:
         if progress >= self.recipe.thaw:
             batch = self.model.features(self.images[indices])
-            self.seen = None  # this step makes other pictures of them
+            self.thawed = True
         return super().augment(batch, indices, epoch, progress)
+
+    def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
+        if self.thawed:
+            self.seen = None  # each step since has made other pictures of them
+        return super().logits(data, precision, ranks)

@@ -52,7 +52,18 @@ def learning_rate_factor(recipe: Recipe, progress: float) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's rate to `factor` of its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["peak_lr"] * factor)
+        else:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def keep_rates_on(device: torch.device, optimizer: torch.optim.Optimizer) -> None:
+    """Make the rates tensors: a CUDA graph of a step would never see another number than the first."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        if "capturable" in group:
+            group["capturable"] = True
 
 
 class Muon(torch.optim.Optimizer):
@@ -84,10 +95,10 @@ class Muon(torch.optim.Optimizer):
         for i, (parameter, update) in enumerate(zip(parameters, updates, strict=True)):
             if i in orthogonal:
                 scale = max(1.0, len(parameter) / parameter[0].numel()) ** 0.5
-                parameter.add_(orthogonal[i], alpha=-group["lr"] * scale)
+                _descend(parameter, orthogonal[i], group["lr"] * scale)
             else:
                 root_mean_square = update.square().mean().sqrt().clamp_min(1e-12)
-                parameter.add_(update / root_mean_square, alpha=-group["lr"] * self._VECTORS)
+                _descend(parameter, update / root_mean_square, group["lr"] * self._VECTORS)
 
 
 class AirbenchMuon(Muon):
@@ -145,7 +156,14 @@ class AirbenchMuon(Muon):
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
                 updates = _orthogonalised(updates)
             for parameter, update in zip(parameters, updates, strict=True):
-                parameter.add_(update, alpha=-group["lr"])
+                _descend(parameter, update, group["lr"])
+
+
+def _descend(parameter: Tensor, update: Tensor, lr: float | Tensor) -> None:
+    if isinstance(lr, Tensor):
+        parameter.sub_(update * lr)
+    else:
+        parameter.add_(update, alpha=-lr)
 
 
 def _nesterov(state: dict[str, Tensor], grad: Tensor, momentum: float) -> Tensor:

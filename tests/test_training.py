@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -20,13 +21,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cifarctl import hardware, models, weights
 from cifarctl.data import Dataset, Source
 from cifarctl.data.augment import to_float
+from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.errors import TrainingError
 from cifarctl.models.pca import pca_reconstruct
 from cifarctl.training import recipes
 from cifarctl.training.calibration import fit_temperature
+from cifarctl.training.cuda_graph import CapturedStep
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures, ThawingPictures
-from cifarctl.training.optim import Muon, build_optimizer, learning_rate_factor, newton_schulz, set_learning_rate
+from cifarctl.training.optim import (
+    Muon,
+    build_optimizer,
+    keep_rates_on,
+    learning_rate_factor,
+    newton_schulz,
+    set_learning_rate,
+)
 from cifarctl.training.recipes import Recipe
 
 from support import Cifarctl, command, model_bytes, on_a_terminal, start, wait_for_line
@@ -432,6 +442,81 @@ class TestLoop:
         with torch.no_grad():
             model.encoder.mean.add_(0.5)  # type: ignore[union-attr, operator]
         assert objective.validate(train, "fp32") == pytest.approx(whole.validate(train, "fp32"), rel=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+class TestOnAGpu:
+    GPU = torch.device("cuda")
+
+    def fitted(self, checkpoint: Path, recipe: Recipe) -> tuple[Fitted, list[float]]:
+        data = draw_synthetic(1000, seed=0).to(self.GPU)
+        torch.manual_seed(0)
+        model = models.build("airbench", widths=(24, 32, 32), whiten_bias=True).to(self.GPU)
+        model.eval().initialize(data.images)  # type: ignore[operator]
+        objective = Classification(model, recipe, 0)  # type: ignore[arg-type]
+        *events, fitted = fit(
+            model,  # type: ignore[arg-type]
+            objective,
+            data,
+            data,
+            recipe,
+            seed=0,
+            precision="bf16",
+            checkpoint=checkpoint,
+        )
+        assert isinstance(fitted, Fitted)
+        return fitted, [event.loss.item() for event in events if isinstance(event, StepDone)]
+
+    @pytest.mark.parametrize("optimizer", ["airbench", "muon", "adamw"])
+    def test_captured_steps_train_as_others_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Literal["airbench", "muon", "adamw"]
+    ) -> None:
+        recipe = replace(
+            recipes.CLASSIFIERS["best"], optimizer=optimizer, lr=0.01, epochs=3, batch_size=100, affine=0.0, model={}
+        )
+        captured, losses = self.fitted(tmp_path / "captured.safetensors", recipe)
+        monkeypatch.setattr(CapturedStep, "__call__", lambda self, indices, epoch, **_: self._step(indices, epoch))
+        plain, plain_losses = self.fitted(tmp_path / "plain.safetensors", recipe)
+        # Convolutions' gradients are sums in an order that changes from run to run.
+        assert losses[:8] == pytest.approx(plain_losses[:8], rel=0.02)
+        assert losses == pytest.approx(plain_losses, rel=0.2)
+        assert len(set(losses)) == len(losses) == 30
+        assert captured.history[-1]["learning_rate"] == plain.history[-1]["learning_rate"]
+
+    def test_a_captured_step_sees_new_arguments_rates_and_random_numbers(self) -> None:
+        rate = torch.zeros((), device=self.GPU)
+        step = CapturedStep(lambda indices, epoch: indices.sum() + epoch + rate + torch.rand((), device=self.GPU))
+        found, expected = [], []
+        for i in range(6):
+            rate.fill_(1000 * i)
+            torch.manual_seed(i)
+            found.append(step(torch.arange(i, i + 3, device=self.GPU), 100 * i, kind=i // 5).item())
+            torch.manual_seed(i)
+            expected.append(3 * i + 3 + 1100 * i + torch.rand((), device=self.GPU).item())
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_rates_that_a_gpu_reads_move_as_far() -> None:
+    moved = []
+    for on_device in (False, True):
+        torch.manual_seed(0)
+        model = models.build("airbench", widths=(24, 24, 24))
+        optimizer = build_optimizer(model, recipes.CLASSIFIERS["fast"])
+        if on_device:
+            keep_rates_on(torch.device("cpu"), optimizer)
+        for factor in (1.0, 0.5):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(torch.rand(16, 3, 32, 32)), torch.arange(16) % 10).backward()
+            set_learning_rate(optimizer, factor)
+            optimizer.step()
+        moved.append([parameter.detach().clone() for parameter in model.parameters()])
+    for one, other in zip(*moved, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_turns_where_its_steps_change() -> None:
+    assert recipes.CLASSIFIERS["fast"].turns == [0.0, 1 / 3, 0.6]
+    assert recipes.FINETUNE.turns == [0.5, 0.9]
 
 
 def test_the_temperature_is_the_one_that_the_logits_were_divided_by() -> None:

@@ -475,7 +475,11 @@ class TestOnAGpu:
             recipes.CLASSIFIERS["best"], optimizer=optimizer, lr=0.01, epochs=3, batch_size=100, affine=0.0, model={}
         )
         captured, losses = self.fitted(tmp_path / "captured.safetensors", recipe)
-        monkeypatch.setattr(CapturedStep, "__call__", lambda self, indices, epoch, **_: self._step(indices, epoch))
+
+        def uncaptured(self: CapturedStep, indices: torch.Tensor, epoch: int, **_: object) -> torch.Tensor:
+            return self._step(indices, torch.tensor(epoch, device=indices.device))
+
+        monkeypatch.setattr(CapturedStep, "__call__", uncaptured)
         plain, plain_losses = self.fitted(tmp_path / "plain.safetensors", recipe)
         # Convolutions' gradients are sums in an order that changes from run to run.
         assert losses[:8] == pytest.approx(plain_losses[:8], rel=0.02)

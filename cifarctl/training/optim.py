@@ -85,20 +85,30 @@ class Muon(torch.optim.Optimizer):
         """Move every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            self._move(group)
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
+                self._move(parameters, group)
 
-    def _move(self, group: dict[str, Any]) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        updates = [_nesterov(self.state[p], p.grad, self._MOMENTUM) for p in parameters]
+    def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        updates = self._nesterov(parameters, _gradients(parameters), self._MOMENTUM)
         matrices = [i for i, update in enumerate(updates) if update.ndim > 1]
         orthogonal = dict(zip(matrices, _orthogonalised([updates[i] for i in matrices]), strict=True))
         for i, (parameter, update) in enumerate(zip(parameters, updates, strict=True)):
             if i in orthogonal:
                 scale = max(1.0, len(parameter) / parameter[0].numel()) ** 0.5
-                _descend(parameter, orthogonal[i], group["lr"] * scale)
+                _descend([parameter], [orthogonal[i]], group["lr"] * scale)
             else:
                 root_mean_square = update.square().mean().sqrt().clamp_min(1e-12)
-                _descend(parameter, update / root_mean_square, group["lr"] * self._VECTORS)
+                _descend([parameter], [update / root_mean_square], group["lr"] * self._VECTORS)
+
+    def _nesterov(self, parameters: list[Tensor], grads: list[Tensor], momentum: float) -> list[Tensor]:
+        # torch's `_foreach` functions, as in its own optimizers: one kernel of a GPU for all tensors of a list.
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(grad)
+        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, grads)
+        return list(torch._foreach_add(grads, buffers, alpha=momentum))
 
 
 class AirbenchMuon(Muon):
@@ -135,41 +145,32 @@ class AirbenchMuon(Muon):
         ]
         super().__init__([group for group in groups if group["params"]], lr)
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
-        assert closure is None
-        for group in self.param_groups:
-            if "orthogonalise" not in group:
-                self._move(group)
-                continue
-            parameters = [p for p in group["params"] if p.grad is not None]
-            momentum = self._FILTER_MOMENTUM if group["orthogonalise"] else self._SGD_MOMENTUM
-            updates = []
-            for parameter in parameters:
-                grad: Tensor = parameter.grad
-                if not group["orthogonalise"]:
-                    grad = grad + group["weight_decay"] / group["peak_lr"] * parameter
-                updates.append(_nesterov(self.state[parameter], grad, momentum))
-            if group["orthogonalise"]:
-                for parameter in parameters:
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                updates = _orthogonalised(updates)
-            for parameter, update in zip(parameters, updates, strict=True):
-                _descend(parameter, update, group["lr"])
+    def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        if "orthogonalise" not in group:
+            super()._move(parameters, group)
+            return
+        grads = _gradients(parameters)
+        momentum = self._FILTER_MOMENTUM if group["orthogonalise"] else self._SGD_MOMENTUM
+        if not group["orthogonalise"]:
+            decay = group["weight_decay"] / group["peak_lr"]
+            grads = [grad + decay * parameter for grad, parameter in zip(grads, parameters, strict=True)]
+        updates = self._nesterov(parameters, grads, momentum)
+        if group["orthogonalise"]:
+            for parameter, norm in zip(parameters, torch._foreach_norm(parameters), strict=True):
+                parameter.mul_(len(parameter) ** 0.5 / norm)
+            updates = _orthogonalised(updates)
+        _descend(parameters, updates, group["lr"])
 
 
-def _descend(parameter: Tensor, update: Tensor, lr: float | Tensor) -> None:
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _descend(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor) -> None:
     if isinstance(lr, Tensor):
-        parameter.sub_(update * lr)
+        torch._foreach_sub_(parameters, list(torch._foreach_mul(updates, lr)))
     else:
-        parameter.add_(update, alpha=-lr)
-
-
-def _nesterov(state: dict[str, Tensor], grad: Tensor, momentum: float) -> Tensor:
-    buffer = state.setdefault("momentum", torch.zeros_like(grad))
-    buffer.mul_(momentum).add_(grad)
-    return grad.add(buffer, alpha=momentum)
+        torch._foreach_add_(parameters, updates, alpha=-lr)
 
 
 def _orthogonalised(updates: list[Tensor]) -> list[Tensor]:

@@ -14,9 +14,12 @@ class Model(nn.Module, ABC):
     """Any model of the registry.
 
     useful_untrained: True where `initialize` alone makes a model worth keeping, which training then starts from.
+    varies: True where a training step is not made of the same operations as the one before, since Python draws some: a
+    CUDA graph would repeat those of one step.
     """
 
     useful_untrained: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
 
     def initialize(self, images: Tensor) -> None:
         """Set what has a closed form from training images, uint8 (N, 3, 32, 32), before the first step."""

@@ -141,7 +141,8 @@ def fit(
         return loss
 
     # What other processes, or a scaler, do between gradients and step takes Python.
-    captured = CapturedStep(step) if device.type == "cuda" and ranks.size == 1 and precision != "fp16" else None
+    capturable = device.type == "cuda" and ranks.size == 1 and precision != "fp16" and not model.varies
+    captured = CapturedStep(step) if capturable else None
     if captured:
         keep_rates_on(device, optimizer)
 

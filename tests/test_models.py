@@ -10,7 +10,7 @@ from cifarctl import models
 from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.inference import predict_logits
 from cifarctl.models.autoencoders import ResidualAutoencoder
-from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP, Airbench
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, _SideBySideConv
 from cifarctl.models.pca import fit_pca, pca_reconstruct
@@ -49,6 +49,16 @@ def test_bytes_and_floats_are_the_same_input(name: str) -> None:
     model = models.build(name).eval()
     with torch.no_grad():
         assert torch.allclose(model(IMAGES[:4]), model(IMAGES[:4].float() / 255), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", models.REGISTRY)
+def test_a_model_whose_steps_are_drawn_in_python_says_so(name: str) -> None:
+    model = models.build(name).to("meta").train()
+    assert isinstance(model, Model)
+    # On another device than the CPU, nothing else asks the CPU's generator for random numbers.
+    before = torch.get_rng_state()
+    model(torch.empty(4, 3, 32, 32, device="meta"))
+    assert torch.equal(torch.get_rng_state(), before) != model.varies
 
 
 @pytest.mark.parametrize("latent_dim", [1, 32, 100, 256])

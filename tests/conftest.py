@@ -97,7 +97,8 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classifier_run(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
     """The folder of a finished `train-clf` run on synthetic data."""
     out = tmp_path_factory.mktemp("runs") / "clf"
-    done = installed("train-clf", "--data", "synthetic", "--limit", 2000, "--epochs", 2, "--out", out)
+    few = ("--limit", 1000, "--batch-size", 250, "--epochs", 2)
+    done = installed("train-clf", "--data", "synthetic", *few, "--out", out)
     assert done.code == 0, done.err
     return out
 

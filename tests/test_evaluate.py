@@ -231,7 +231,7 @@ class TestComparison:
         )
         results = done.json["results"]
         assert [(result["split"], result["n"]) for result in results] == [
-            ("train", 2000),
+            ("train", 1000),
             ("val", 1000),
             ("test", 1000),
         ]

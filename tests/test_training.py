@@ -41,7 +41,7 @@ from cifarctl.training.recipes import Recipe
 
 from support import Cifarctl, command, model_bytes, on_a_terminal, start, wait_for_line
 
-CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 1000, "--batch-size", 250, "--epochs", 2)
+CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 500, "--batch-size", 125, "--epochs", 2)
 AUTOENCODER = ("train-ae", "--data", "synthetic", "--limit", 1000, "--arch", "conv2", "--epochs", 2)
 ONE_STEP = ("train-clf", "--data", "synthetic", "--limit", 250, "--arch", "mlp", "--epochs", 1)
 
@@ -59,7 +59,7 @@ class TestRunFolder:
             "confusion.png",
         }
         config = json.loads((classifier_run / "config.json").read_text())
-        assert config["options"]["limit"] == 2000
+        assert config["options"]["limit"] == 1000
         assert config["recipe"]["epochs"] == 2
         assert config["versions"]["torch"] == torch.__version__
         lines = [json.loads(line) for line in (classifier_run / "metrics.jsonl").read_text().splitlines()]
@@ -94,12 +94,12 @@ class TestRunFolder:
     def test_the_model_knows_its_data_and_what_it_scored(self, classifier_run: Path) -> None:
         with safe_open(classifier_run / "model.safetensors", framework="pt") as file:
             metadata = file.metadata()
-        assert json.loads(metadata["data"]) == {"name": "synthetic", "val_size": 1000, "seed": 0, "limit": 2000}
+        assert json.loads(metadata["data"]) == {"name": "synthetic", "val_size": 1000, "seed": 0, "limit": 1000}
         summary = json.loads((classifier_run / "summary.json").read_text())
         assert json.loads(metadata["metrics"])["test"] == summary["test"]
         assert summary["test"]["accuracy"] > 0.3  # ten classes: chance is 0.1
         training = json.loads(metadata["training"])
-        assert training["command"] == "cifarctl train-clf --data synthetic --limit 2000 --epochs 2"
+        assert training["command"] == "cifarctl train-clf --data synthetic --limit 1000 --epochs 2 --batch-size 250"
         assert training["versions"]["torch"] == torch.__version__
 
     def test_a_finished_run_is_not_overwritten(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
@@ -294,11 +294,11 @@ def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_fol
 def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path, arch: str
 ) -> None:
-    arguments = ("train-clf", "--data", "synthetic", "--limit", 2000, "--encoder", autoencoder_run, "--batch-size", 50)
-    arguments = (*arguments, *(("--arch", "mlp") if arch == "mlp" else ()))
-    frozen = cifarctl(*arguments, "--epochs", 7, "--out", tmp_path / "frozen", "--json")
+    arguments = ("train-clf", "--data", "synthetic", "--encoder", autoencoder_run, "--arch", arch, "--batch-size", 50)
+    many = ("--limit", 1000, "--epochs", 4 if arch == "airbench" else 14)
+    frozen = cifarctl(*arguments, *many, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0
-    assert frozen.err.count("Encoding 2,000 images") == 1  # minutes where there are 50,000
+    assert frozen.err.count("Encoding 1,000 images") == 1  # minutes where there are 50,000
     assert frozen.json["arch"] == arch
     assert frozen.json["test"]["accuracy"] > 0.3
     encoder = load_file(autoencoder_run / "model.safetensors")
@@ -308,7 +308,7 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     for name in shared:
         assert torch.equal(head[name], encoder[name.removeprefix("encoder.")])
 
-    few = ("--limit", 700, "--epochs", 1)
+    few = ("--limit", 300, "--epochs", 1)
     tuned = cifarctl(*arguments, *few, "--finetune", "--out", tmp_path / "tuned", "--json")
     assert tuned.code == 0
     moved = load_file(tmp_path / "tuned" / "model.safetensors")

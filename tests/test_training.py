@@ -308,7 +308,7 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     for name in shared:
         assert torch.equal(head[name], encoder[name.removeprefix("encoder.")])
 
-    few = ("--limit", 300, "--epochs", 1)
+    few = ("--limit", 600, "--epochs", 1)
     tuned = cifarctl(*arguments, *few, "--finetune", "--out", tmp_path / "tuned", "--json")
     assert tuned.code == 0
     moved = load_file(tmp_path / "tuned" / "model.safetensors")

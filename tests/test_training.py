@@ -481,7 +481,7 @@ class TestOnAGpu:
 
         monkeypatch.setattr(CapturedStep, "__call__", uncaptured)
         plain, plain_losses = self.fitted(tmp_path / "plain.safetensors", recipe)
-        # Convolutions' gradients are sums in an order that changes from run to run.
+        # A library may choose other kernels while a graph is recorded, and these sum up in another order.
         assert losses[:8] == pytest.approx(plain_losses[:8], rel=0.02)
         assert losses == pytest.approx(plain_losses, rel=0.2)
         assert len(set(losses)) == len(losses) == 30

@@ -141,14 +141,15 @@ def fit(
         return loss
 
     # What other processes, or a scaler, do between gradients and step takes Python.
-    capturable = device.type == "cuda" and ranks.size == 1 and precision != "fp16" and not model.varies
+    capturable = device.type == "cuda" and ranks.size == 1 and not scaler.is_enabled() and not model.varies
     captured = CapturedStep(step) if capturable else None
     if captured:
         keep_rates_on(device, optimizer)
+    turns = recipe.turns
 
     def attempt(indices: Tensor, epoch: int, count: int) -> Tensor:
         if captured and count == len(indices):
-            return captured(indices, epoch, kind=bisect(recipe.turns, state.step / steps))
+            return captured(indices, epoch, kind=bisect(turns, state.step / steps))
         return gradients(indices, epoch, count)
 
     def agree() -> None:

@@ -150,15 +150,14 @@ class AirbenchMuon(Muon):
             super()._move(parameters, group)
             return
         grads = _gradients(parameters)
-        momentum = self._FILTER_MOMENTUM if group["orthogonalise"] else self._SGD_MOMENTUM
-        if not group["orthogonalise"]:
-            decay = group["weight_decay"] / group["peak_lr"]
-            grads = [grad + decay * parameter for grad, parameter in zip(grads, parameters, strict=True)]
-        updates = self._nesterov(parameters, grads, momentum)
         if group["orthogonalise"]:
             for parameter, norm in zip(parameters, torch._foreach_norm(parameters), strict=True):
                 parameter.mul_(len(parameter) ** 0.5 / norm)
-            updates = _orthogonalised(updates)
+            updates = _orthogonalised(self._nesterov(parameters, grads, self._FILTER_MOMENTUM))
+        else:
+            decay = group["weight_decay"] / group["peak_lr"]
+            grads = [grad + decay * parameter for grad, parameter in zip(grads, parameters, strict=True)]
+            updates = self._nesterov(parameters, grads, self._SGD_MOMENTUM)
         _descend(parameters, updates, group["lr"])
 
 

@@ -12,6 +12,7 @@ from cifarctl.inference import predict_logits
 from cifarctl.models.autoencoders import ResidualAutoencoder
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP, Airbench
+from cifarctl.models.fourier import FourierConv, fourier_conv_pays
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, _SideBySideConv
 from cifarctl.models.pca import fit_pca, pca_reconstruct
 
@@ -157,6 +158,32 @@ def test_the_side_by_side_weight_gradient_is_the_plain_one(side: int, n: int) ->
     grad = torch.randn(n, 12, side, side)
     wanted = torch.autograd.grad(F.conv2d(x, conv.weight, padding=1), (x, conv.weight), grad)
     found = torch.autograd.grad(_SideBySideConv.apply(x, conv.weight), (x, conv.weight), grad)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [*range(1, 17), 31])
+def test_the_fourier_convolution_is_the_plain_one(side: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, side, side, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    wanted, found = F.conv2d(x, weight, padding=1), FourierConv.apply(x, weight)
+    grad = torch.randn_like(wanted)
+    wanted = (wanted, *torch.autograd.grad(wanted, (x, weight), grad))
+    found = (found, *torch.autograd.grad(found, (x, weight), grad))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])
+def test_the_convolution_of_many_images_is_the_plain_one(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(8, 12, bias=True)
+    x = torch.randn(64, 8, *size, requires_grad=True)
+    assert fourier_conv_pays(x, conv.weight) == (size[0] == size[1] and torch.backends.mkl.is_available())
+    grad = torch.randn(64, 12, *size)
+    wanted = torch.autograd.grad(F.conv2d(x, conv.weight, conv.bias, padding=1), (x, conv.weight, conv.bias), grad)
+    found = torch.autograd.grad(conv(x), (x, conv.weight, conv.bias), grad)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 

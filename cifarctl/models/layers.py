@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarctl.models.fourier import FourierConv, fourier_conv_pays
+
 
 def check_range(**values: tuple[int, int, int]) -> None:
     """Raise ValueError unless every value, given as (value, low, high), is an integer in [low, high].
@@ -20,30 +22,36 @@ def check_range(**values: tuple[int, int, int]) -> None:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution, stride 1, same size, whose weight gradient is fast on small images on a CPU.
+    """A 3×3 convolution, stride 1, same size, whose gradients a CPU works out fast, whether in bf16 or in fp32.
 
     forward: float (N, in_channels, H, W) -> (N, out_channels, H, W), channels last in memory.
-
-    oneDNN's bf16 weight gradient is slow where an image row is short (256 channels at 7×7: 0.65 TFLOP/s of 2.0). Laying
-    several images side by side, a column of zeros between them, gives the same sums from long rows: 256→256, batch 256,
-    copies included, 22.5 -> 10.1 ms at 7×7 and 13.2 -> 4.0 ms at 3×3 on two Xeon cores with AMX. Only under autocast:
-    in fp32, batch 512, it takes 258 -> 502 ms and 85 -> 119 ms on two EPYC cores with AVX2.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        trains = self.training and torch.is_grad_enabled()
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or not trains or x.shape[-1] >= 12:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight = x.to(dtype), self.weight.to(dtype)
-        y: Tensor = _SideBySideConv.apply(x, weight.contiguous(memory_format=torch.channels_last))
+        if torch.is_autocast_enabled("cpu"):
+            if not self.training or x.shape[-1] >= 12:
+                return super().forward(x)
+            dtype = torch.get_autocast_dtype("cpu")
+            weight = self.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+            y: Tensor = _SideBySideConv.apply(x.to(dtype), weight)
+        elif fourier_conv_pays(x, self.weight):
+            y = FourierConv.apply(x, self.weight)
+        else:
+            return super().forward(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
 
 class _SideBySideConv(torch.autograd.Function):
+    """oneDNN's bf16 weight gradient is slow where an image row is short (256 channels at 7×7: 0.65 TFLOP/s of 2.0).
+    Laying several images side by side, a column of zeros between them, gives the same sums from long rows: 256->256,
+    batch 256, copies included, 22.5 -> 10.1 ms at 7×7 and 13.2 -> 4.0 ms at 3×3 on two Xeon cores with AMX.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)

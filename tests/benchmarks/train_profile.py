@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cifarctl import models
 from cifarctl.data.synthetic import draw_synthetic
-from cifarctl.hardware import autocast, reuse_memory, select_precision
+from cifarctl.hardware import autocast, reuse_memory, select_device, select_precision
 from cifarctl.models.classifiers import Airbench
 from cifarctl.training.objectives import Classification
 from cifarctl.training.optim import build_optimizer
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = CLASSIFIERS[options.recipe]
     reuse_memory()
-    device = torch.device("cpu")
+    device = select_device("cpu")
     precision = select_precision("auto", device)
     data = draw_synthetic(max(recipe.batch_size, 1000), seed=0)
     model = models.build("airbench", **recipe.model).to(memory_format=torch.channels_last)

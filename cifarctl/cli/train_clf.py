@@ -42,7 +42,9 @@ def train_clf(
     ] = False,
     recipe: Annotated[
         ClassifierRecipe,
-        typer.Option(help="fast: minutes. best: an hour for two points more.", rich_help_panel=opt.TRAINING_PANEL),
+        typer.Option(
+            help="fast: minutes. best: six times as long, two points more.", rich_help_panel=opt.TRAINING_PANEL
+        ),
     ] = "fast",
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,

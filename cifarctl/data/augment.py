@@ -130,8 +130,9 @@ def views(images: Tensor, shift: int = 1) -> list[tuple[float, Tensor]]:
 
     Six networks (five of `fast`, one of `best`) on val, 12,000 images in all: 90.80 % without, 91.81 % with these
     views of all images or of the unsure ones alone. No others are clearly better: shifts along the axes 91.75 %, all
-    shifts by one pixel 91.78 %, 26 views with shifts by up to two 91.87 %; these, their probabilities averaged instead,
-    91.78 %. The image and its mirror image alone: 91.59 %; both scaled to 30 or to 34 pixels: 90.13 and 88.22 %.
+    shifts by one pixel 91.78 %, 26 views with shifts by up to two 91.87 %; these six, with probabilities averaged for
+    logits, 91.78 %. The image and its mirror image alone: 91.59 %; both scaled to 30 or to 34 pixels: 90.13 and
+    88.22 %.
     """
     padded = F.pad(to_float(images), (shift,) * 4, mode="reflect")
     size = images.shape[-1]

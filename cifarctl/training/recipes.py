@@ -82,11 +82,12 @@ AUTOENCODER = Recipe(
 # 60 % and 9 epochs (mean of five runs, bf16), 90.80 % with 45 %, 90.83 % with 11 epochs (one run each, fp32). A third
 # convolution in the second group as well, which no run on held-out images tried: 91.23 % (five runs, fp32).
 #
-# Steps on the harder images gain nothing. As many steps as 9 passes take, at 24 pixels, on 40,000 images; accuracy on
-# the other 10,000 with test-time augmentation, and without: 90.00 %, 88.83 % with all images in every pass. After a
-# fifth of the steps, each pass without 60 % of the half that had the smaller last losses: 90.22 %, 88.32 %; the same,
-# but all images in the last 15 %: 89.81 %, 88.23 %. Of 1,024 augmented images the 512 that a small net finds hardest,
-# as in airbench96_faster (Jordan, 2024): 89.59 %, 88.02 %, for a fifth more time and the small net's. One run each.
+# Steps on the harder images showed no gain for `fast`: in as many as 9 passes take, at 24 pixels, on 40,000 images,
+# accuracy on the other 10,000 with test-time augmentation, and without: 90.00 %, 88.83 % with all images in every
+# pass. After a fifth of the steps, each pass without 60 % of the half that had the smaller last losses: 90.22 %,
+# 88.32 %; the same, but all images in the last 15 %: 89.81 %, 88.23 %. Of 1,024 augmented images the 512 that a small
+# net finds hardest, as in airbench96_faster (Jordan, 2024): 89.59 %, 88.02 %, for a fifth more time and the small
+# net's. One run each.
 CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     "fast": Recipe(
         epochs=9,

@@ -120,7 +120,7 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Figure
 
     probabilities: float (N, classes). labels: int64 (N,).
     """
-    count, accuracy = reliability_bins(probabilities, labels, bins)
+    count, accuracy, _ = reliability_bins(probabilities, labels, bins)
     edges = torch.linspace(0, 1, bins + 1)
     middle = ((edges[1:] + edges[:-1]) / 2).numpy()
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from cifarctl.cli import run
 
 from py2_pickle import SmallArchive, write_archive
-from support import Cifarctl, Result, command
+from support import Cifarctl, MadeOnce, Result, command
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,25 +96,45 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def classifier_run(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
-    """The folder of a finished `train-clf` run on synthetic data."""
-    out = tmp_path_factory.mktemp("runs") / "clf"
-    few = ("--limit", 1000, "--batch-size", 250, "--epochs", 2)
-    done = installed("train-clf", "--data", "synthetic", *few, "--out", out)
-    assert done.code == 0, done.err
-    return out
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """The path of this name, which one of pytest-xdist's workers makes for all of them. No test may change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+
+    def call(name: str, make: Callable[[Path], None]) -> Path:
+        folder.mkdir(exist_ok=True)
+        done = folder / f"{name}.done"
+        with FileLock(folder / f"{name}.lock"):
+            if not done.exists():
+                make(folder / name)
+                done.touch()
+        return folder / name
+
+    return call
 
 
 @pytest.fixture(scope="session")
-def autoencoder_run(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
+def classifier_run(made_once: MadeOnce, installed: Cifarctl) -> Path:
+    """The folder of a finished `train-clf` run on synthetic data."""
+
+    def train(out: Path) -> None:
+        few = ("--limit", 1000, "--val-size", 200, "--batch-size", 250, "--epochs", 2)
+        done = installed("train-clf", "--data", "synthetic", *few, "--out", out)
+        assert done.code == 0, done.err
+
+    return made_once("clf", train)
+
+
+@pytest.fixture(scope="session")
+def autoencoder_run(made_once: MadeOnce, installed: Cifarctl) -> Path:
     """The folder of a finished `train-ae` run on synthetic data."""
-    out = tmp_path_factory.mktemp("runs") / "ae"
-    done = installed(
-        *("train-ae", "--data", "synthetic", "--limit", 2000, "--epochs", 2, "--latent-dim", 64, "--out", out),
-        *("--arch", "conv2"),  # fast
-    )
-    assert done.code == 0, done.err
-    return out
+
+    def train(out: Path) -> None:
+        few = ("--limit", 2000, "--epochs", 2, "--latent-dim", 64, "--arch", "conv2")
+        done = installed("train-ae", "--data", "synthetic", *few, "--out", out)
+        assert done.code == 0, done.err
+
+    return made_once("ae", train)
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,8 @@ class Result:
 
 
 Cifarctl = Callable[..., Result]
+# A name, and what makes a file or a folder of that name: its path.
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 def command() -> str:

@@ -188,6 +188,17 @@ def test_the_convolution_of_many_images_is_the_plain_one(size: tuple[int, int]) 
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_many_images_are_convolved_by_transforms_without_a_gradient_too(training: bool) -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(8, 12, bias=True).train(training)
+    x = torch.randn(128, 8, 7, 7)
+    with torch.inference_mode():
+        assert fourier_conv_pays(x, conv.weight) == torch.backends.mkl.is_available()
+        assert not fourier_conv_pays(x[:127], conv.weight)
+        assert torch.allclose(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("side", [3, 4, 7, 8, 16])
 @pytest.mark.parametrize("n", [16, 6])
 def test_the_convolution_is_the_plain_one_with_and_without_autocast(side: int, n: int) -> None:

@@ -25,7 +25,7 @@ from cifarctl.report.charts import Axis, learning_curves
 from cifarctl.report.sections import DIAGONAL, OFF_DIAGONAL, ClassifierSection, Sprite, Thumb
 from cifarctl.training.checkpoint import Record
 
-from support import Cifarctl
+from support import Cifarctl, MadeOnce
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -35,53 +35,57 @@ HOSTILE = ("<script>alert(1)", "\"'><img src=x onerror=alert(2)>", "{{ 7 * 7 }}"
 
 
 @pytest.fixture(scope="session")
-def classifier_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl, classifier_run: Path) -> Path:
-    page = tmp_path_factory.mktemp("report") / "new" / "classifier.html"
-    done = installed("evaluate", "-m", classifier_run, "--report", page, "--json")
-    assert done.code == 0, done.err
-    assert done.json["n"] == 1000
-    assert done.err == f"Report: {page}\n"
-    return page
+def classifier_page(made_once: MadeOnce, installed: Cifarctl, classifier_run: Path) -> Path:
+    def evaluate(folder: Path) -> None:
+        page = folder / "new" / "page.html"
+        done = installed("evaluate", "-m", classifier_run, "--report", page, "--json")
+        assert done.code == 0, done.err
+        assert done.json["n"] == 1000
+        assert done.err == f"Report: {page}\n"
+
+    return made_once("classifier-report", evaluate) / "new" / "page.html"
 
 
 @pytest.fixture(scope="session")
-def autoencoder_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl, autoencoder_run: Path) -> Path:
-    page = tmp_path_factory.mktemp("report") / "autoencoder.html"
-    done = installed("evaluate", "-m", autoencoder_run, "--report", page)
-    assert done.code == 0, done.err
-    return page
+def autoencoder_page(made_once: MadeOnce, installed: Cifarctl, autoencoder_run: Path) -> Path:
+    def evaluate(page: Path) -> None:
+        done = installed("evaluate", "-m", autoencoder_run, "--report", page)
+        assert done.code == 0, done.err
+
+    return made_once("autoencoder.html", evaluate)
 
 
 @pytest.fixture(scope="session")
-def comparison_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl, classifier_run: Path) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    arguments = ("--data", "synthetic", "--limit", 2000, "--epochs", 1, "--arch", "mlp")
-    done = installed("train-clf", *arguments, "--out", folder / "mlp")
-    assert done.code == 0, done.err
-    page = folder / "comparison.html"
-    models = ("-m", classifier_run, "-m", folder / "mlp")
-    done = installed("evaluate", *models, "--split", "val", "--split", "test", "--report", page)
-    assert done.code == 0, done.err
-    return page
+def comparison_page(made_once: MadeOnce, installed: Cifarctl, classifier_run: Path) -> Path:
+    def compare(folder: Path) -> None:
+        few = ("--data", "synthetic", "--limit", 1000, "--val-size", 200, "--epochs", 1, "--arch", "mlp")
+        done = installed("train-clf", *few, "--out", folder / "mlp")
+        assert done.code == 0, done.err
+        models = ("-m", classifier_run, "-m", folder / "mlp")
+        done = installed("evaluate", *models, "--split", "val", "--split", "test", "--report", folder / "page.html")
+        assert done.code == 0, done.err
+
+    return made_once("comparison", compare) / "page.html"
 
 
 @pytest.fixture(scope="session")
-def hostile_page(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
+def hostile_page(made_once: MadeOnce, installed: Cifarctl) -> Path:
     """Of a model and classes with the names that an attacker would choose."""
-    folder = tmp_path_factory.mktemp("hostile")
-    for split, count in (("train", 12), ("test", 4)):
-        for number, name in enumerate(HOSTILE):
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                colour = (80 * number, 9 * i, 200 - 80 * number)
-                Image.new("RGB", (32, 32), colour).save(folder / split / name / f"{i}.png")
-    run = folder / "<b>run&amp;"
-    done = installed("train-clf", "--data", folder, "--arch", "mlp", "--epochs", 2, "--out", run)
-    assert done.code == 0, done.err
-    page = folder / "hostile.html"
-    done = installed("evaluate", "-m", run, "--report", page)
-    assert done.code == 0, done.err
-    return page
+
+    def evaluate(folder: Path) -> None:
+        for split, count in (("train", 12), ("test", 4)):
+            for number, name in enumerate(HOSTILE):
+                (folder / split / name).mkdir(parents=True)
+                for i in range(count):
+                    colour = (80 * number, 9 * i, 200 - 80 * number)
+                    Image.new("RGB", (32, 32), colour).save(folder / split / name / f"{i}.png")
+        run = folder / "<b>run&amp;"
+        done = installed("train-clf", "--data", folder, "--arch", "mlp", "--epochs", 2, "--out", run)
+        assert done.code == 0, done.err
+        done = installed("evaluate", "-m", run, "--report", folder / "page.html")
+        assert done.code == 0, done.err
+
+    return made_once("hostile", evaluate) / "page.html"
 
 
 class Parsed(HTMLParser):

@@ -41,9 +41,10 @@ from cifarctl.training.recipes import Recipe
 
 from support import Cifarctl, command, model_bytes, on_a_terminal, start, wait_for_line
 
-CLASSIFIER = ("train-clf", "--data", "synthetic", "--limit", 500, "--batch-size", 125, "--epochs", 2)
-AUTOENCODER = ("train-ae", "--data", "synthetic", "--limit", 1000, "--arch", "conv2", "--epochs", 2)
-ONE_STEP = ("train-clf", "--data", "synthetic", "--limit", 250, "--arch", "mlp", "--epochs", 1)
+DATA = ("--data", "synthetic", "--val-size", 100)
+CLASSIFIER = ("train-clf", *DATA, "--limit", 500, "--batch-size", 125, "--epochs", 2)
+AUTOENCODER = ("train-ae", *DATA, "--limit", 1000, "--arch", "conv2", "--epochs", 2)
+ONE_STEP = ("train-clf", *DATA, "--limit", 250, "--arch", "mlp", "--epochs", 1)
 
 
 class TestRunFolder:
@@ -94,12 +95,14 @@ class TestRunFolder:
     def test_the_model_knows_its_data_and_what_it_scored(self, classifier_run: Path) -> None:
         with safe_open(classifier_run / "model.safetensors", framework="pt") as file:
             metadata = file.metadata()
-        assert json.loads(metadata["data"]) == {"name": "synthetic", "val_size": 1000, "seed": 0, "limit": 1000}
+        assert json.loads(metadata["data"]) == {"name": "synthetic", "val_size": 200, "seed": 0, "limit": 1000}
         summary = json.loads((classifier_run / "summary.json").read_text())
         assert json.loads(metadata["metrics"])["test"] == summary["test"]
         assert summary["test"]["accuracy"] > 0.3  # ten classes: chance is 0.1
         training = json.loads(metadata["training"])
-        assert training["command"] == "cifarctl train-clf --data synthetic --limit 1000 --epochs 2 --batch-size 250"
+        assert training["command"] == (
+            "cifarctl train-clf --data synthetic --val-size 200 --limit 1000 --epochs 2 --batch-size 250"
+        )
         assert training["versions"]["torch"] == torch.__version__
 
     def test_a_finished_run_is_not_overwritten(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
@@ -292,12 +295,14 @@ def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_fol
 
 @pytest.mark.parametrize("arch", ["airbench", "mlp"])
 def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
-    cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path, arch: str
+    cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("train-clf", "--data", "synthetic", "--encoder", autoencoder_run, "--arch", arch, "--batch-size", 50)
-    many = ("--limit", 1000, "--epochs", 5 if arch == "airbench" else 20)
-    frozen = cifarctl(*arguments, *many, "--out", tmp_path / "frozen", "--json")
-    assert frozen.code == 0
+    for name in ("PICTURES", "FINETUNE"):  # the same with a net that learns in seconds
+        recipe = replace(getattr(recipes, name), model={"widths": (24, 32, 32)})
+        monkeypatch.setattr(recipes, name, recipe)
+    arguments = ("train-clf", *DATA, "--encoder", autoencoder_run, "--arch", arch, "--batch-size", 50)
+    frozen = cifarctl(*arguments, "--limit", 1000, "--epochs", 20, "--out", tmp_path / "frozen", "--json")
+    assert frozen.code == 0, frozen.err
     assert frozen.err.count("Encoding 1,000 images") == 1  # minutes where there are 50,000
     assert frozen.json["arch"] == arch
     assert frozen.json["test"]["accuracy"] > 0.3
@@ -313,6 +318,16 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     assert tuned.code == 0
     moved = load_file(tmp_path / "tuned" / "model.safetensors")
     assert not torch.equal(moved["encoder.encoder.0.weight"], head["encoder.encoder.0.weight"])
+
+
+def test_a_classifiers_run_loads_no_compiler_and_no_torchvision(tmp_path: Path) -> None:
+    runs = [[*map(str, ONE_STEP), "--out", str(tmp_path / arch), "--arch", arch] for arch in ("airbench", "mlp")]
+    code = (
+        f"import sys; from cifarctl.cli import run; codes = [run(arguments) for arguments in {runs}]; "
+        "print(codes, sorted({'torch._dynamo', 'torchvision', 'torchmetrics'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[0, 0] []"
 
 
 class TestLoop:
@@ -569,6 +584,19 @@ class TestOptimizers:
             values = torch.linalg.svdvals(found.float())
             assert values.min() > 0.5
             assert values.max() < 1.5
+
+    @pytest.mark.parametrize("shape", [(2, 24, 216), (1, 64, 24)])
+    def test_newton_schulz_in_fp32_is_the_quintic_step_by_step(
+        self, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: False)
+        torch.manual_seed(0)
+        matrices = torch.randn(shape)
+        x = matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True)
+        for _ in range(3):
+            gram = x @ x.mT
+            x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+        assert torch.allclose(newton_schulz(matrices), x.float(), rtol=0, atol=1e-5)
 
     def test_the_rate_warms_up_and_decays_to_zero(self) -> None:
         recipe = Recipe(1, 1, "adamw", 1.0, 0.0, warmup=0.2, schedule="cosine")

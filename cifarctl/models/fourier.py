@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Transforms of both axes at once take a quarter fewer products than of each, but cost the fourth power of the side.
-_BOTH_AXES_UP_TO = 8
+# So far, an image's transform is faster as one product with a large matrix than as two with small ones, by axis.
+_AT_ONCE_UP_TO = 8
 
 
 class FourierConv(torch.autograd.Function):
@@ -30,21 +30,21 @@ class FourierConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        image, taps, inverse = ctx.transforms = _transforms(x.shape[-1], x.dtype)
-        spectra = _transform(image, _pixels(x))  # (N, R, I)
+        rows, image, taps, inverse = ctx.transforms = _transforms(x.shape[-1], x.dtype)
+        spectra = _spectra(rows, image, x)
         filters = (taps @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, *weight.shape[:2])  # (R, O, I)
         ctx.save_for_backward(spectra, filters)
-        return _images(_transform(inverse, _multiply(spectra, filters.mT)))
+        return _images(rows, inverse, _multiply(spectra, filters.mT))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        image, taps, inverse = ctx.transforms
+        rows, image, taps, inverse = ctx.transforms
         spectra, filters = ctx.saved_tensors
-        grad = _transform(inverse.T, _pixels(grads[0]))  # (N, R, O)
+        grad = _spectra(rows, inverse.T, grads[0])
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _images(_transform(image.T, _multiply(grad, filters)))
+            grad_x = _images(rows, image.T, _multiply(grad, filters))
         if ctx.needs_input_grad[1]:
             products = torch.bmm(grad.permute(1, 2, 0), spectra.transpose(0, 1))  # (R, O, I)
             grad_weight = (taps.T @ products.flatten(1)).view(3, 3, *filters.shape[1:]).permute(2, 3, 0, 1)
@@ -52,7 +52,8 @@ class FourierConv(torch.autograd.Function):
 
 
 def fourier_conv_pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `FourierConv` takes less time than the plain convolution and its gradients do, on a CPU.
+    """Whether `FourierConv` takes less time than the plain convolution does, and its gradients where they are wanted,
+    on a CPU.
 
     Not without MKL, whose batches of small products it is made of. Nor for few images, since the filters' transforms
     cost as much for one as for a thousand, nor for large ones with few channels, since their own transforms cost more
@@ -63,18 +64,22 @@ def fourier_conv_pays(x: Tensor, weight: Tensor) -> bool:
     return (
         torch.backends.mkl.is_available()
         and x.dtype == torch.float32
-        and n >= 64
+        and n >= (64 if torch.is_grad_enabled() else 128)
         and height == width <= 16
-        and (height <= _BOTH_AXES_UP_TO or inputs * outputs >= 64 * 64)
+        and (height <= _AT_ONCE_UP_TO or inputs * outputs >= 64 * 64)
     )
 
 
 class _Transforms(NamedTuple):
-    """A convolution of S × S pixels is inverse @ ((image @ x) * (taps @ w)), with R products.
+    """A convolution of S × S pixels is inverse @ ((image @ x) * (taps @ w)), with R products: image (R, S · S), taps
+    (R, 9), inverse (S · S, R).
 
-    image (R, S · S), taps (R, 9), inverse (S · S, R). Or image (√R, S) and inverse (S, √R), for each axis by itself.
+    Where there are `rows` (2 · U, S), these come first, and turn an image into the cosines and the sines of U
+    frequencies of its columns; then image (R / U, 2 · S) makes the products' inputs of each such pair of rows. Back it
+    goes in reverse: inverse (2 · S, R / U), then the rows' transpose.
     """
 
+    rows: Tensor | None
     image: Tensor
     taps: Tensor
     inverse: Tensor
@@ -82,45 +87,60 @@ class _Transforms(NamedTuple):
 
 @functools.lru_cache
 def _transforms(side: int, dtype: torch.dtype) -> _Transforms:
-    axes = 2 if side <= _BOTH_AXES_UP_TO else 1
-    image, taps, inverse = (matrix.to(dtype) for matrix in _fourier(side, axes))
-    return _Transforms(image, taps if axes == 2 else torch.kron(taps, taps), inverse)
+    if side <= _AT_ONCE_UP_TO:
+        image, taps, inverse = (matrix.to(dtype) for matrix in _fourier(side, (side + 1, side + 1), shift=0.0))
+        return _Transforms(None, image, taps, inverse)
+    # An even period, and frequencies halfway between the whole ones: none is its own conjugate, so that all of them are
+    # made of their pairs in the same way. What goes round such a circle comes back negated, and only zeros do.
+    period = side + 1 + (side + 1) % 2
+    image, taps, inverse = _fourier(side, (period, side + 1), shift=0.5)
+    angles = (torch.arange(period // 2, dtype=torch.float64) + 0.5)[:, None] * torch.arange(side) * 2 * math.pi / period
+    pairs = torch.stack((angles.cos(), angles.sin()), dim=1)  # (U, 2, S)
+    first = slice(len(image) // len(pairs))
+    image, inverse = (
+        torch.einsum("rhw,hp->rpw", matrix[first].unflatten(1, (side, side)), pairs[0].pinverse()).flatten(1)
+        for matrix in (image, inverse.T)
+    )
+    rows, image, taps, inverse = (matrix.to(dtype) for matrix in (pairs.flatten(0, 1), image, taps, inverse.T))
+    return _Transforms(rows, image, taps, inverse)
 
 
-def _fourier(side: int, axes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """image (R, side ** axes), taps (R, 3 ** axes) and inverse (side ** axes, R), in fp64."""
-    period = side + 1
-    pixels = torch.tensor([*itertools.product(range(side), repeat=axes)], dtype=torch.float64)
-    offsets = torch.tensor([*itertools.product((-1, 0, 1), repeat=axes)], dtype=torch.float64)
+def _fourier(side: int, periods: tuple[int, int], shift: float) -> tuple[Tensor, Tensor, Tensor]:
+    """image (R, S · S), taps (R, 9) and inverse (S · S, R), in fp64.
+
+    periods: of rows and columns. shift: added to the frequencies of the first.
+    """
+    pixels = torch.tensor([*itertools.product(range(side), repeat=2)], dtype=torch.float64)
+    offsets = torch.tensor([*itertools.product((-1, 0, 1), repeat=2)], dtype=torch.float64)
     image, taps, inverse = [], [], []
-    for frequency in itertools.product(range(period), repeat=axes):
-        conjugate = tuple(-k % period for k in frequency)
+    for k, m in itertools.product(*map(range, periods)):
+        frequency = (k + shift, m)
+        conjugate = (-frequency[0] % periods[0], -m % periods[1])
         if conjugate < frequency:  # a real image has nothing new there
             continue
-        angles = 2 * math.pi / period * torch.tensor(frequency, dtype=torch.float64)
+        angles = 2 * math.pi * torch.tensor(frequency, dtype=torch.float64) / torch.tensor(periods)
         cos, sin = (pixels @ angles).cos(), (pixels @ angles).sin()
         taps_cos, taps_sin = (offsets @ angles).cos(), (offsets @ angles).sin()
         if conjugate == frequency:
             image += [cos]
             taps += [taps_cos]
-            inverse += [cos / period**axes]
+            inverse += [cos / math.prod(periods)]
             continue
         # A product of complex numbers takes three of real ones: a·c, b·d and (a + b)·(c + d), after Gauss.
         image += [cos, -sin, cos - sin]
         taps += [taps_cos, taps_sin, taps_cos + taps_sin]
-        inverse += [2 / period**axes * part for part in (cos + sin, sin - cos, -sin)]
+        inverse += [2 / math.prod(periods) * part for part in (cos + sin, sin - cos, -sin)]
     return torch.stack(image), torch.stack(taps), torch.stack(inverse, dim=1)
 
 
-def _transform(matrix: Tensor, x: Tensor) -> Tensor:
-    """(N, P, C) -> (N, P', C), P being all positions of a square."""
-    n, positions, channels = x.shape
-    rows, columns = matrix.shape
-    if columns == positions:
-        return torch.bmm(matrix.expand(n, -1, -1), x)
-    x = torch.bmm(matrix.expand(n, -1, -1), x.reshape(n, columns, columns * channels))
-    x = torch.bmm(matrix.expand(n * rows, -1, -1), x.view(n * rows, columns, channels))
-    return x.view(n, rows * rows, channels)
+def _spectra(rows: Tensor | None, image: Tensor, x: Tensor) -> Tensor:
+    """(N, C, S, S) -> (N, R, C)."""
+    n, channels, side, _ = x.shape
+    x = x.permute(0, 2, 3, 1)
+    if rows is not None:
+        x = torch.bmm(rows.expand(n, -1, -1), x.reshape(n, side, side * channels))
+    x = x.reshape(-1, image.shape[1], channels)
+    return torch.bmm(image.expand(len(x), -1, -1), x).view(n, -1, channels)
 
 
 def _multiply(spectra: Tensor, filters: Tensor) -> Tensor:
@@ -130,12 +150,13 @@ def _multiply(spectra: Tensor, filters: Tensor) -> Tensor:
     return products
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """(N, C, S, S) -> (N, S · S, C)."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _images(x: Tensor) -> Tensor:
-    """(N, S · S, C) -> (N, C, S, S), channels last in memory."""
+def _images(rows: Tensor | None, inverse: Tensor, products: Tensor) -> Tensor:
+    """(N, R, C) -> (N, C, S, S), channels last in memory."""
+    n, _, channels = products.shape
+    x = products.view(-1, inverse.shape[1], channels)
+    x = torch.bmm(inverse.expand(len(x), -1, -1), x)
+    if rows is not None:
+        x = torch.bmm(rows.T.expand(n, -1, -1), x.view(n, len(rows), -1))
+    x = x.view(n, -1, channels)
     side = math.isqrt(x.shape[1])
     return x.unflatten(1, (side, side)).permute(0, 3, 1, 2)

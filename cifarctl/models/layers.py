@@ -22,7 +22,7 @@ def check_range(**values: tuple[int, int, int]) -> None:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution, stride 1, same size, whose gradients a CPU works out fast, whether in bf16 or in fp32.
+    """A 3×3 convolution, stride 1, same size, that a CPU works out fast: in fp32 itself, in bf16 its gradients.
 
     forward: float (N, in_channels, H, W) -> (N, out_channels, H, W), channels last in memory.
     """
@@ -31,12 +31,12 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
+        if x.device.type != "cpu":
             return super().forward(x)
         autocast = torch.is_autocast_enabled("cpu")
         if not autocast and fourier_conv_pays(x, self.weight):
             y: Tensor = FourierConv.apply(x, self.weight)
-        elif autocast and self.training and x.shape[-1] < 12:
+        elif autocast and self.training and torch.is_grad_enabled() and x.shape[-1] < 12:
             dtype = torch.get_autocast_dtype("cpu")
             weight = self.weight.to(dtype).contiguous(memory_format=torch.channels_last)
             y = _SideBySideConv.apply(x.to(dtype), weight)

@@ -145,7 +145,7 @@ def reliability(probabilities: Tensor, labels: Tensor) -> list[Chart]:
 
     probabilities: float (N, classes). labels: int64 (N,).
     """
-    count, accuracy = (tensor.tolist() for tensor in reliability_bins(probabilities, labels))
+    count, accuracy, _ = (tensor.tolist() for tensor in reliability_bins(probabilities, labels))
     confidence = Axis("confidence", 0, 1, text=_percent)
     upper = _Drawing("Accuracy by confidence", confidence, Axis("accuracy", 0, 1, text=_percent))
     lower = _Drawing("Images by confidence", confidence, Axis("images", 0, max(count) * 1.05))

@@ -26,7 +26,19 @@ from cifarctl.training.run_dir import RunDir
 from support import Cifarctl, Result, command, model_bytes, mounted, start, wait_for_line
 
 # 40 steps and 11 checkpoints in a few seconds.
-SHORT = ("--data", "synthetic", "--limit", 400, "--batch-size", 100, "--epochs", 10, "--no-tensorboard")
+SHORT = (
+    "--data",
+    "synthetic",
+    "--limit",
+    400,
+    "--val-size",
+    100,
+    "--batch-size",
+    100,
+    "--epochs",
+    10,
+    "--no-tensorboard",
+)
 RUN = ("train-ae", "--arch", "conv2", "--ema", 0.9, *SHORT)
 
 

@@ -137,8 +137,8 @@ def test_memory_does_not_grow_with_the_number_of_images(classifier_run: Path, ph
         assert process.returncode == 0
         return most
 
-    few = peak(1500)
-    assert 0 < peak(6000) < 1.2 * few
+    few = peak(1000)
+    assert 0 < peak(4000) < 1.2 * few
 
 
 def test_a_damaged_tiff_says_nothing_but_its_error(installed: Cifarctl, classifier_run: Path, tmp_path: Path) -> None:

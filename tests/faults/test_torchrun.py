@@ -20,7 +20,7 @@ from cifarctl.distributed import ALONE, Ranks
 from support import Cifarctl
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-QUICK = ("--data", "synthetic", "--limit", "1000", "--batch-size", "100", "--no-tensorboard")
+QUICK = ("--data", "synthetic", "--limit", "1000", "--val-size", "100", "--batch-size", "100", "--no-tensorboard")
 
 
 def run_torchrun(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":

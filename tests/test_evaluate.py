@@ -191,7 +191,7 @@ def test_wilsons_interval_has_its_published_values() -> None:
 @pytest.fixture(scope="module")
 def other_run(tmp_path_factory: pytest.TempPathFactory, installed: Cifarctl) -> Path:
     out = tmp_path_factory.mktemp("other") / "mlp"
-    arguments = ("--limit", 2000, "--epochs", 2, "--arch", "mlp", "--out", out)
+    arguments = ("--limit", 2000, "--val-size", 200, "--epochs", 2, "--arch", "mlp", "--out", out)
     done = installed("train-clf", "--data", "synthetic", *arguments)
     assert done.code == 0, done.err
     return out
@@ -232,7 +232,7 @@ class TestComparison:
         results = done.json["results"]
         assert [(result["split"], result["n"]) for result in results] == [
             ("train", 1000),
-            ("val", 1000),
+            ("val", 200),
             ("test", 1000),
         ]
         assert done.json["differences"] == []

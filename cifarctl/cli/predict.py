@@ -49,7 +49,7 @@ def predict(
     ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Images at a time.", rich_help_panel=opt.RUN_PANEL)
-    ] = 250,
+    ] = 128,
     format: Annotated[
         Literal["table", "jsonl", "json", "csv"] | None,
         typer.Option(
@@ -141,7 +141,7 @@ def _classify(
 
     Each thread decodes a batch and classifies it, on one core. Threads that share every layer of the model would wait
     for each other all the time while others decode: 0.74 of the bare model's images/s on two Xeon cores, and 0.91 this
-    way.
+    way. Batches of 250 are no faster than of 128, on two EPYC cores in fp32, and take 1.6 GB in all instead of 1.2.
     """
     import torch
 

@@ -58,12 +58,14 @@ def fourier_conv_pays(x: Tensor, weight: Tensor) -> bool:
 
     Not without MKL, whose batches of small products it is made of. Nor for few images, since the filters' transforms
     cost as much for one as for a thousand, nor for large ones with few channels, since their own transforms cost more
-    than the products save: 24->64 at 31×31, say.
+    than the products save: 24->64 at 31×31, say. Nor under torch.compile, which would work out the transforms'
+    matrices, number by number, in every graph.
     """
     n, _, height, width = x.shape
     outputs, inputs, _, _ = weight.shape
     return (
         torch.backends.mkl.is_available()
+        and not torch.compiler.is_compiling()
         and x.dtype == torch.float32
         and n >= (64 if torch.is_grad_enabled() else 128)
         and height == width <= 16

@@ -4,6 +4,7 @@ names.
 
 import contextlib
 import ctypes
+import functools
 import gc
 from typing import TYPE_CHECKING, Literal
 
@@ -52,7 +53,20 @@ def has_bf16(device: "torch.device") -> bool:
 
     if device.type == "cuda":  # a T4 emulates it, and cuDNN has no bf16 convolution for it
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and _cpu_has_bf16()
+    return device.type == "cpu" and cpu_bf16() != "emulated"
+
+
+@functools.cache
+def cpu_bf16() -> Literal["amx", "avx512", "emulated"]:
+    """What this CPU multiplies bf16 with: tiles, vectors, or neither, in which case it goes through fp32."""
+    import torch
+
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        amx, avx512 = capabilities.get("amx_bf16"), capabilities.get("avx512_bf16")
+    else:  # torch < 2.10
+        amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
+    return "amx" if amx else "avx512" if avx512 else "emulated"
 
 
 def autocast(device: "torch.device", precision: Precision) -> contextlib.AbstractContextManager[object]:
@@ -96,13 +110,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _cpu_has_bf16() -> bool:
-    """AMX or AVX512-BF16."""
-    import torch
-
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch < 2.10
-        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

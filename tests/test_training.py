@@ -576,7 +576,7 @@ class TestOptimizers:
     def test_newton_schulz_brings_singular_values_near_one(
         self, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: has_bf16)
+        monkeypatch.setattr(hardware, "cpu_bf16", lambda: "avx512" if has_bf16 else "emulated")
         torch.manual_seed(0)
         for shape in ((2, 24, 216), (1, 64, 24)):
             found = newton_schulz(torch.randn(shape), steps=5)
@@ -589,7 +589,7 @@ class TestOptimizers:
     def test_newton_schulz_in_fp32_is_the_quintic_step_by_step(
         self, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: False)
+        monkeypatch.setattr(hardware, "cpu_bf16", lambda: "emulated")
         torch.manual_seed(0)
         matrices = torch.randn(shape)
         x = matrices.double() / matrices.double().norm(dim=(1, 2), keepdim=True)

@@ -22,7 +22,7 @@ def check_range(**values: tuple[int, int, int]) -> None:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution, stride 1, same size, that a CPU works out fast: in fp32 itself, in bf16 its gradients.
+    """A 3×3 convolution, stride 1, same size, that a CPU works out fast: all of it or, with AMX, its gradients.
 
     forward: float (N, in_channels, H, W) -> (N, out_channels, H, W), channels last in memory.
     """
@@ -33,13 +33,13 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
-        autocast = torch.is_autocast_enabled("cpu")
-        if not autocast and fourier_conv_pays(x, self.weight):
-            y: Tensor = FourierConv.apply(x, self.weight)
-        elif autocast and self.training and torch.is_grad_enabled() and x.shape[-1] < 12:
-            dtype = torch.get_autocast_dtype("cpu")
-            weight = self.weight.to(dtype).contiguous(memory_format=torch.channels_last)
-            y = _SideBySideConv.apply(x.to(dtype), weight)
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        if fourier_conv_pays(x, self.weight):
+            y: Tensor = FourierConv.apply(x, self.weight.to(x.dtype))
+        elif x.dtype == torch.bfloat16 and self.training and torch.is_grad_enabled() and x.shape[-1] < 12:
+            weight = self.weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            y = _SideBySideConv.apply(x, weight)
         else:
             return super().forward(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
@@ -49,7 +49,7 @@ class _SideBySideConv(torch.autograd.Function):
     """oneDNN's bf16 weight gradient is slow where an image row is short (256 channels at 7×7: 0.65 TFLOP/s of 2.0).
     Laying several images side by side, a column of zeros between them, gives the same sums from long rows: 256->256,
     batch 256, copies included, 22.5 -> 10.1 ms at 7×7 and 13.2 -> 4.0 ms at 3×3 on two Xeon cores with AMX.
-    In fp32 it costs: batch 512, 258 -> 502 ms and 85 -> 119 ms on two EPYC cores with AVX2.
+    In fp32 it costs: batch 512, 258 -> 502 ms and 85 -> 119 ms on two EPYC cores with AVX2. `FourierConv` comes first.
     """
 
     @staticmethod

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cifarctl import models
+from cifarctl import hardware, models
 from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.inference import predict_logits
 from cifarctl.models.autoencoders import ResidualAutoencoder
@@ -173,6 +173,43 @@ def test_the_fourier_convolution_is_the_plain_one(side: int) -> None:
     found = (found, *torch.autograd.grad(found, (x, weight), grad))
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("side", [3, 7, 15])
+def test_the_fourier_convolution_rounds_to_half_a_percent_in_bf16(side: int) -> None:
+    torch.manual_seed(0)
+    x, weight, grad = (
+        torch.randn(size).bfloat16() for size in ((64, 48, side, side), (64, 48, 3, 3), (64, 64, side, side))
+    )
+    x.requires_grad_()
+    weight.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = FourierConv.apply(x, weight)
+    found = (y, *torch.autograd.grad(y, (x, weight), grad))
+    y = F.conv2d(x.double(), weight.double(), padding=1)
+    for one, other in zip(found, (y, *torch.autograd.grad(y, (x, weight), grad.double())), strict=True):
+        assert one.dtype == torch.bfloat16
+        assert 0.001 < (one - other).norm() / other.norm() < 0.01
+
+
+@pytest.mark.parametrize(("unit", "pays"), [("avx512", True), ("amx", False), ("emulated", False)])
+def test_in_bf16_the_fourier_convolution_is_for_vectors(unit: str, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cpu_bf16", lambda: unit)
+    torch.manual_seed(0)
+    conv = Conv3x3(8, 12, bias=True)
+    x = torch.randn(64, 8, 7, 7)
+    pays &= torch.backends.mkldnn.is_available()
+    assert fourier_conv_pays(x.bfloat16(), conv.weight) == pays
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x)
+    assert y.dtype == torch.bfloat16
+    assert type(y.grad_fn.next_functions[0][0]).__name__ == (
+        "FourierConvBackward" if pays else "_SideBySideConvBackward"
+    )
+    wanted = torch.autograd.grad(conv(x).square().sum(), tuple(conv.parameters()))
+    for one, other in zip(torch.autograd.grad(y.float().square().sum(), tuple(conv.parameters())), wanted, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.allclose(one, other, rtol=0, atol=0.02 * other.abs().max())
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)])

@@ -7,13 +7,16 @@ FOLDER holds image files, CIFAR-10's test split as 10,000 JPEG for example. In t
     bare model    forward passes over as many decoded images in memory, in the precision that `predict` chooses
     predict       `predict`'s own path in this process: find, decode, classify, write JSON Lines
     process       the whole command, Python's start and torch's import included
-    DataLoader    what tutorials do: ImageFolder-like Dataset, torchvision transforms, fp32, two workers
+    DataLoader    what tutorials do: ImageFolder-like Dataset, torchvision transforms, fp32, two workers, PyTorch's
+                  convolutions
+    own layers    the same loop with the package's convolutions
 
 Prints medians in images/s, then the command's time for one image against `python -c "import torch"`, and its peak
 memory for a tenth of the files and for all.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import subprocess
@@ -32,6 +35,7 @@ from cifarctl.cli import run as cifarctl
 from cifarctl.data.images import find_images
 from cifarctl.hardware import select_precision
 from cifarctl.inference import predict_logits
+from cifarctl.models.layers import Conv3x3
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from support import watched_memory
@@ -82,7 +86,12 @@ def main() -> None:
     chosen = ["--model", str(options.model)] if options.model else []
     loader = torch.utils.data.DataLoader(Files(paths), batch_size=250, num_workers=2)
 
-    def tutorial() -> None:
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if isinstance(module, Conv3x3):
+            module.__class__ = torch.nn.Conv2d  # the same weights
+
+    def tutorial(model: torch.nn.Module) -> None:
         with torch.inference_mode():
             for batch in loader:
                 model(batch).softmax(1).max(1)
@@ -93,14 +102,18 @@ def main() -> None:
         "process": lambda: subprocess.run(
             [CIFARCTL, "predict", str(options.folder), *chosen], stdout=subprocess.DEVNULL, check=True
         ),
-        "DataLoader": tutorial,
+        "DataLoader": lambda: tutorial(plain),
+        "own layers": lambda: tutorial(model),
     }
     predict_logits(model, images[:1000], precision=precision)
     times = [{name: seconds(way) for name, way in ways.items()} for _ in range(options.runs)]
     speeds = {name: len(paths) / statistics.median(run[name] for run in times) for name in ways}
     print(f"{len(paths):,} files, {precision}, median of {options.runs} runs")
     for name, speed in speeds.items():
-        print(f"{name:<12}{speed:8,.0f} images/s{speed / speeds['bare model']:7.2f} × the bare model")
+        ratios = [speed / speeds[other] for other in ("bare model", "DataLoader")]
+        print(
+            f"{name:<12}{speed:8,.0f} images/s{ratios[0]:7.2f} × the bare model{ratios[1]:7.2f} × the DataLoader loop"
+        )
 
     one = [CIFARCTL, "predict", str(paths[0]), *chosen]
     cold = {"one image": one, "import torch": [sys.executable, "-c", "import torch"]}

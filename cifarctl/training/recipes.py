@@ -109,8 +109,8 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
     # jitter 0.2 instead of 0.1 0.13 points; a rate of 0.12 0.10; label smoothing 0.1 0.07; 448 channels in the last
     # group 0.06; affine 0.25, a fourth convolution there, the largest values alone 0.02 at most; cutout 8, shifts of 3
     # pixels -0.02; a cosine schedule -0.05; 65 % of the steps at 24 pixels -0.06. Two runs with the same values differ
-    # by about 0.15. The first four together, with jitter 0.3: 92.71 % and 91.88 % (three runs); in 44 epochs as well, for
-    # 15 % more time on that GPU, 92.97 % and 92.25 % (three).
+    # by about 0.15. The first four together, with jitter 0.3: 92.71 % and 91.88 % (three runs); in 44 epochs as well,
+    # for 15 % more time on that GPU, 92.97 % and 92.25 % (three).
     "best": Recipe(
         epochs=44,
         batch_size=512,

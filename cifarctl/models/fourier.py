@@ -27,9 +27,9 @@ class FourierConv(torch.autograd.Function):
     takes 1.1 s instead of 2.2, one of `train-ae` 0.47 instead of 0.7. Forward alone, batch 250, on one of those cores:
     148 -> 79 ms at 7×7, 184 -> 142 ms at 15×15.
 
-    In bf16, rounding errors are twice the plain convolution's, 0.5 % of the result. On two EPYC cores with AVX512-BF16:
-    188 -> 97 ms at 7×7, 104 -> 61 ms at 5×5, 39 -> 22 ms at 3×3; 64->256 at 15×15, 268 -> 180 ms; a step of `train-clf`
-    985 -> 690 ms.
+    In bf16, rounding errors are twice the plain convolution's, 0.4 to 0.6 % of the result. On two EPYC cores with
+    AVX512-BF16: 188 -> 86 ms at 7×7, 104 -> 49 ms at 5×5, 39 -> 19 ms at 3×3; 64->256 at 15×15, 268 -> 181 ms; a step of
+    `train-clf` 985 -> 690 ms.
 
     Mathieu et al., "Fast training of convolutional networks through FFTs", 2013 (arXiv:1312.5851); Zlateski et al.,
     "FFT convolutions are faster than Winograd on modern CPUs", 2018 (arXiv:1809.07851).

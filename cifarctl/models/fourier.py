@@ -28,8 +28,8 @@ class FourierConv(torch.autograd.Function):
     148 -> 79 ms at 7×7, 184 -> 142 ms at 15×15.
 
     In bf16, rounding errors are twice the plain convolution's, 0.4 to 0.6 % of the result. On two EPYC cores with
-    AVX512-BF16: 188 -> 86 ms at 7×7, 104 -> 49 ms at 5×5, 39 -> 19 ms at 3×3; 64->256 at 15×15, 268 -> 181 ms; a step of
-    `train-clf` 985 -> 690 ms.
+    AVX512-BF16: 188 -> 86 ms at 7×7, 104 -> 49 ms at 5×5, 39 -> 19 ms at 3×3; 64->256 at 15×15, 268 -> 181 ms; a step
+    of `train-clf` 985 -> 690 ms.
 
     Mathieu et al., "Fast training of convolutional networks through FFTs", 2013 (arXiv:1312.5851); Zlateski et al.,
     "FFT convolutions are faster than Winograd on modern CPUs", 2018 (arXiv:1809.07851).

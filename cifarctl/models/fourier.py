@@ -71,6 +71,8 @@ def fourier_conv_pays(x: Tensor, weight: Tensor) -> bool:
     and moves data no faster; that is not measured. Nor under torch.compile, which would work out the transforms'
     matrices, number by number, in every graph.
     """
+    if torch.compiler.is_compiling():
+        return False
     if x.dtype == torch.bfloat16:
         has_products = torch.backends.mkldnn.is_available() and hardware.cpu_bf16() == "avx512"
     else:
@@ -79,7 +81,6 @@ def fourier_conv_pays(x: Tensor, weight: Tensor) -> bool:
     outputs, inputs, _, _ = weight.shape
     return (
         has_products
-        and not torch.compiler.is_compiling()
         and n >= (64 if torch.is_grad_enabled() else 128)
         and height == width <= 16
         and (height <= _AT_ONCE_UP_TO or inputs * outputs >= 64 * 64)

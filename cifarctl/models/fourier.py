@@ -105,8 +105,8 @@ class _Transforms(NamedTuple):
 @functools.lru_cache
 def _transforms(side: int, dtype: torch.dtype) -> _Transforms:
     if side <= _AT_ONCE_UP_TO:
-        image, taps, inverse = _fourier(side, (side + 1, side + 1), shift=0.0)
-        return _Transforms(None, image.to(dtype), taps.to(dtype), inverse.to(dtype))
+        image, taps, inverse = (matrix.to(dtype) for matrix in _fourier(side, (side + 1, side + 1), shift=0.0))
+        return _Transforms(None, image, taps, inverse)
     # An even period, and frequencies halfway between the whole ones: none is its own conjugate, so that all of them are
     # made of their pairs in the same way. What goes round such a circle comes back negated, and only zeros do.
     period = side + 1 + (side + 1) % 2
@@ -118,7 +118,8 @@ def _transforms(side: int, dtype: torch.dtype) -> _Transforms:
         torch.einsum("rhw,hp->rpw", matrix[first].unflatten(1, (side, side)), pairs[0].pinverse()).flatten(1)
         for matrix in (image, inverse.T)
     )
-    return _Transforms(pairs.flatten(0, 1).to(dtype), image.to(dtype), taps.to(dtype), inverse.T.to(dtype))
+    rows, image, taps, inverse = (matrix.to(dtype) for matrix in (pairs.flatten(0, 1), image, taps, inverse.T))
+    return _Transforms(rows, image, taps, inverse)
 
 
 def _fourier(side: int, periods: tuple[int, int], shift: float) -> tuple[Tensor, Tensor, Tensor]:

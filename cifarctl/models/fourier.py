@@ -37,9 +37,8 @@ class FourierConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        rows, image, taps, inverse = ctx.transforms = _transforms(x.shape[-1], x.dtype)
-        spectra = _spectra(rows, image, x)
-        filters = (taps @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, *weight.shape[:2])  # (R, O, I)
+        rows, image, _, inverse = ctx.transforms = _transforms(x.shape[-1], x.dtype)
+        spectra, filters = _spectra(rows, image, x), transform_filters(weight, x.shape[-1])
         ctx.save_for_backward(spectra, filters)
         return _images(rows, inverse, _multiply(spectra, filters.mT))
 
@@ -53,12 +52,23 @@ class FourierConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = _images(rows, image.T, _multiply(grad, filters))
         if ctx.needs_input_grad[1]:
-            grad, spectra = grad.transpose(0, 1), spectra.transpose(0, 1)
-            if grad.dtype == torch.bfloat16:  # oneDNN takes twice as long for rows that lie apart
-                grad, spectra = grad.contiguous(), spectra.contiguous()
             products = torch.bmm(grad.mT, spectra)  # (R, O, I)
             grad_weight = (taps.T @ products.flatten(1)).view(3, 3, *filters.shape[1:]).permute(2, 3, 0, 1)
         return grad_x, grad_weight
+
+
+def fourier_conv(x: Tensor, filters: Tensor) -> Tensor:
+    """`FourierConv` without a gradient, of filters as `transform_filters` gives them: (N, I, S, S), (R, O, I) ->
+    (N, O, S, S).
+    """
+    rows, image, _, inverse = _transforms(x.shape[-1], x.dtype)
+    return _images(rows, inverse, _multiply(_spectra(rows, image, x), filters.mT))
+
+
+def transform_filters(weight: Tensor, side: int) -> Tensor:
+    """What images of `side` × `side` pixels are multiplied by: (O, I, 3, 3) -> (R, O, I)."""
+    taps = _transforms(side, weight.dtype).taps
+    return (taps @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, *weight.shape[:2])
 
 
 def fourier_conv_pays(x: Tensor, weight: Tensor) -> bool:
@@ -151,19 +161,21 @@ def _fourier(side: int, periods: tuple[int, int], shift: float) -> tuple[Tensor,
 
 
 def _spectra(rows: Tensor | None, image: Tensor, x: Tensor) -> Tensor:
-    """(N, C, S, S) -> (N, R, C)."""
+    """(N, C, S, S) -> (R, N, C)."""
     n, channels, side, _ = x.shape
     x = x.permute(0, 2, 3, 1)
     if rows is not None:
         x = torch.bmm(rows.expand(n, -1, -1), x.reshape(n, side, side * channels))
     x = x.reshape(-1, image.shape[1], channels)
-    return torch.bmm(image.expand(len(x), -1, -1), x).view(n, -1, channels)
+    spectra = torch.bmm(image.expand(len(x), -1, -1), x).view(n, -1, channels).transpose(0, 1)
+    # Where rows lie apart, PyTorch copies them for each of oneDNN's products, and there are two. MKL takes them so.
+    return spectra.contiguous() if x.dtype == torch.bfloat16 else spectra
 
 
 def _multiply(spectra: Tensor, filters: Tensor) -> Tensor:
-    """(N, R, I), (R, I, O) -> (N, R, O)."""
-    products = spectra.new_empty(*spectra.shape[:2], filters.shape[2])
-    torch.bmm(spectra.transpose(0, 1), filters, out=products.transpose(0, 1))
+    """(R, N, I), (R, I, O) -> (N, R, O)."""
+    products = spectra.new_empty(spectra.shape[1], len(spectra), filters.shape[2])
+    torch.bmm(spectra, filters, out=products.transpose(0, 1))
     return products
 
 

@@ -38,9 +38,11 @@ def predict_logits(
             unsure = logits.softmax(1).amax(1) < _SURE
             if unsure.any():
                 (weight, _), *others = views(batch[unsure])
+                weights, images = zip(*others, strict=True)
                 logits[unsure] *= weight
-                for weight, view in others:
-                    logits[unsure] += weight * model(view).float()
+                of_views = model(torch.cat(images)).float().chunk(len(weights))
+                for weight, of_view in zip(weights, of_views, strict=True):
+                    logits[unsure] += weight * of_view
         return logits
 
     return _mapped(model, one_batch, images, precision, batch_size, ranks)

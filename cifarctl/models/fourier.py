@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from cifarctl import hardware
 
 # So far, an image's transform is faster as one product with a large matrix than as two with small ones, by axis.
 _AT_ONCE_UP_TO = 8
+# MiB of images that are transformed at a time, so that what lies between two products stays in the caches: XXX
+_PART = 2
 
 
 class FourierConv(torch.autograd.Function):
@@ -163,11 +166,13 @@ def _fourier(side: int, periods: tuple[int, int], shift: float) -> tuple[Tensor,
 def _spectra(rows: Tensor | None, image: Tensor, x: Tensor) -> Tensor:
     """(N, C, S, S) -> (R, N, C)."""
     n, channels, side, _ = x.shape
-    x = x.permute(0, 2, 3, 1)
-    if rows is not None:
-        x = torch.bmm(rows.expand(n, -1, -1), x.reshape(n, side, side * channels))
-    x = x.reshape(-1, image.shape[1], channels)
-    spectra = torch.bmm(image.expand(len(x), -1, -1), x).view(n, -1, channels).transpose(0, 1)
+    spectra = x.new_empty(n, len(image) * (1 if rows is None else len(rows) // 2), channels)
+    for y, part in parts(x.permute(0, 2, 3, 1), spectra, mebibytes=_PART):
+        if rows is not None:
+            y = torch.bmm(rows.expand(len(y), -1, -1), y.reshape(len(y), side, -1))
+        y = y.reshape(-1, image.shape[1], channels)
+        torch.bmm(image.expand(len(y), -1, -1), y, out=part.view(len(y), -1, channels))
+    spectra = spectra.transpose(0, 1)
     # Where rows lie apart, PyTorch copies them for each of oneDNN's products, and there are two. MKL takes them so.
     return spectra.contiguous() if x.dtype == torch.bfloat16 else spectra
 
@@ -182,10 +187,19 @@ def _multiply(spectra: Tensor, filters: Tensor) -> Tensor:
 def _images(rows: Tensor | None, inverse: Tensor, products: Tensor) -> Tensor:
     """(N, R, C) -> (N, C, S, S), channels last in memory."""
     n, _, channels = products.shape
-    x = products.view(-1, inverse.shape[1], channels)
-    x = torch.bmm(inverse.expand(len(x), -1, -1), x)
-    if rows is not None:
-        x = torch.bmm(rows.T.expand(n, -1, -1), x.view(n, len(rows), -1))
-    x = x.view(n, -1, channels)
-    side = math.isqrt(x.shape[1])
-    return x.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    side = math.isqrt(len(inverse)) if rows is None else rows.shape[1]
+    images = products.new_empty(n, side * side, channels)
+    for part, y in parts(images, products, mebibytes=_PART):
+        y = y.view(-1, inverse.shape[1], channels)
+        if rows is None:
+            torch.bmm(inverse.expand(len(y), -1, -1), y, out=part)
+            continue
+        y = torch.bmm(inverse.expand(len(y), -1, -1), y).view(len(part), len(rows), -1)
+        torch.bmm(rows.T.expand(len(part), -1, -1), y, out=part.view(len(part), side, -1))
+    return images.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+def parts(*tensors: Tensor, mebibytes: int) -> Iterator[tuple[Tensor, ...]]:
+    """The same images of each tensor: so many at once that those of the first have about so many mebibytes."""
+    count = max(1, tensors[0].numel() * tensors[0].element_size() // (mebibytes << 20))
+    return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)

@@ -1,14 +1,13 @@
 """Layers that several models share, shaped by where convolutions lose time on a CPU."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarctl.models.fourier import FourierConv, fourier_conv_pays
+from cifarctl.models.fourier import FourierConv, fourier_conv, fourier_conv_pays, parts, transform_filters
 
 
 def check_range(**values: tuple[int, int, int]) -> None:
@@ -29,6 +28,7 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
+        self._kept: tuple[object, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -36,13 +36,30 @@ class Conv3x3(nn.Conv2d):
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
         if fourier_conv_pays(x, self.weight):
-            y: Tensor = FourierConv.apply(x, self.weight.to(x.dtype))
+            if torch.is_grad_enabled():
+                self._kept = None  # the weight is about to change
+                y: Tensor = FourierConv.apply(x, self.weight.to(x.dtype))
+            else:
+                y = fourier_conv(x, self._filters(x.shape[-1], x.dtype))
         elif x.dtype == torch.bfloat16 and self.training and torch.is_grad_enabled() and x.shape[-1] < 12:
             weight = self.weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
             y = _SideBySideConv.apply(x, weight)
         else:
             return super().forward(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+
+    def _filters(self, side: int, dtype: torch.dtype) -> Tensor:
+        """The weight's transforms, (R, O, I), kept for the next batch until the weight changes.
+
+        XXX
+        """
+        if self.weight.is_inference():  # such tensors do not count their changes
+            return transform_filters(self.weight.to(dtype), side)
+        made_of = (side, dtype, self.weight.data_ptr(), self.weight._version)
+        kept = self._kept  # once: threads that predict share the model
+        if kept is None or kept[0] != made_of:
+            kept = self._kept = (made_of, transform_filters(self.weight.to(dtype), side))
+        return kept[1]
 
 
 class _SideBySideConv(torch.autograd.Function):
@@ -127,7 +144,7 @@ class _MaxPool2x2(torch.autograd.Function):
         n, h, w, c = x.shape
         y = x.new_empty(n, h // 2, w // 2, c)
         is_left, is_top = _bits(torch.empty_like(y)), _bits(x.new_empty(n, h // 2, w // 2 * 2, c))
-        for part, y_part, is_left_part, is_top_part in _parts(x, y, is_left, is_top):
+        for part, y_part, is_left_part, is_top_part in parts(x, y, is_left, is_top, mebibytes=8):
             top, bottom = _row_pairs(part)
             rows = torch.maximum(top, bottom)
             torch.eq(_bits(rows), _bits(top), out=is_top_part)
@@ -142,7 +159,7 @@ class _MaxPool2x2(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         is_top, is_left = ctx.saved_tensors
         grad_x, grad = _bits(ctx.grad_x), _bits(grads[0].permute(0, 2, 3, 1))
-        for part, grad_part, is_left_part, is_top_part in _parts(grad_x, grad, is_left, is_top):
+        for part, grad_part, is_left_part, is_top_part in parts(grad_x, grad, is_left, is_top, mebibytes=8):
             rows = torch.empty_like(is_top_part)
             left = torch.mul(grad_part, is_left_part, out=rows[:, :, 0::2])
             torch.sub(grad_part, left, out=rows[:, :, 1::2])
@@ -155,12 +172,6 @@ class _MaxPool2x2(torch.autograd.Function):
 def _bits(x: Tensor) -> Tensor:
     """Floats as integers of the same size, in the same memory."""
     return x.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
-
-def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same images of each tensor: so many at once that those of the first are about 8 MiB."""
-    count = max(1, tensors[0].numel() * tensors[0].element_size() >> 23)
-    return zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
 
 
 def _row_pairs(x: Tensor) -> tuple[Tensor, Tensor]:

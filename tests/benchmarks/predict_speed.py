@@ -8,7 +8,8 @@ FOLDER holds image files, CIFAR-10's test split as 10,000 JPEG for example. In t
     predict       `predict`'s own path in this process: find, decode, classify, write JSON Lines
     process       the whole command, Python's start and torch's import included
     DataLoader    what tutorials do: ImageFolder-like Dataset, torchvision transforms, fp32, two workers, PyTorch's
-                  convolutions
+                  convolutions; in a process of its own, without the settings for memory that the command makes. Its
+                  imports are not counted
     own layers    the same loop with the package's convolutions
 
 Prints medians in images/s, then the command's time for one image against `python -c "import torch"`, and its peak
@@ -16,7 +17,6 @@ memory for a tenth of the files and for all.
 """
 
 import argparse
-import copy
 import os
 import statistics
 import subprocess
@@ -33,13 +33,14 @@ from PIL import Image
 from cifarctl import weights
 from cifarctl.cli import run as cifarctl
 from cifarctl.data.images import find_images
-from cifarctl.hardware import select_precision
+from cifarctl.hardware import reuse_memory, select_precision
 from cifarctl.inference import predict_logits
 from cifarctl.models.layers import Conv3x3
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from support import watched_memory
 
+LOOPS = ("DataLoader", "own layers")
 CIFARCTL = str(Path(sys.executable).with_name("cifarctl"))
 
 
@@ -61,6 +62,13 @@ class Files(torch.utils.data.Dataset[torch.Tensor]):
         return pixels
 
 
+def tutorial(paths: list[Path], model: torch.nn.Module) -> None:
+    loader = torch.utils.data.DataLoader(Files(paths), batch_size=250, num_workers=2)
+    with torch.inference_mode():
+        for batch in loader:
+            model(batch).softmax(1).max(1)
+
+
 def seconds(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
@@ -77,24 +85,26 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", "-m", type=Path)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--loop", choices=LOOPS, help="Print the seconds of a DataLoader loop, and end.")
     options = parser.parse_args()
     paths = list(find_images(options.folder))
     device = torch.device("cpu")
     model, _ = weights.load_classifier(weights.resolve(options.model, "classifier"), device)
+    if options.loop is not None:
+        for module in model.modules():
+            if isinstance(module, Conv3x3) and options.loop == "DataLoader":
+                module.__class__ = torch.nn.Conv2d  # the same weights
+        print(seconds(lambda: tutorial(paths, model)))
+        return
+    reuse_memory()  # as the command does
     precision = select_precision("auto", device)
     images = torch.randint(0, 256, (len(paths), 3, 32, 32), dtype=torch.uint8)
     chosen = ["--model", str(options.model)] if options.model else []
-    loader = torch.utils.data.DataLoader(Files(paths), batch_size=250, num_workers=2)
 
-    plain = copy.deepcopy(model)
-    for module in plain.modules():
-        if isinstance(module, Conv3x3):
-            module.__class__ = torch.nn.Conv2d  # the same weights
-
-    def tutorial(model: torch.nn.Module) -> None:
-        with torch.inference_mode():
-            for batch in loader:
-                model(batch).softmax(1).max(1)
+    def loop(name: str) -> float:
+        command = [sys.executable, __file__, str(options.folder), *chosen, "--loop", name]
+        unset = {"THP_MEM_ALLOC_ENABLE": "0"}
+        return float(subprocess.run(command, env=os.environ | unset, stdout=subprocess.PIPE, check=True).stdout)
 
     ways: dict[str, Callable[[], object]] = {
         "bare model": lambda: predict_logits(model, images, precision=precision),
@@ -102,12 +112,13 @@ def main() -> None:
         "process": lambda: subprocess.run(
             [CIFARCTL, "predict", str(options.folder), *chosen], stdout=subprocess.DEVNULL, check=True
         ),
-        "DataLoader": lambda: tutorial(plain),
-        "own layers": lambda: tutorial(model),
     }
     predict_logits(model, images[:1000], precision=precision)
-    times = [{name: seconds(way) for name, way in ways.items()} for _ in range(options.runs)]
-    speeds = {name: len(paths) / statistics.median(run[name] for run in times) for name in ways}
+    times = [
+        {name: seconds(way) for name, way in ways.items()} | {name: loop(name) for name in LOOPS}
+        for _ in range(options.runs)
+    ]
+    speeds = {name: len(paths) / statistics.median(run[name] for run in times) for name in times[0]}
     print(f"{len(paths):,} files, {precision}, median of {options.runs} runs")
     for name, speed in speeds.items():
         ratios = [speed / speeds[other] for other in ("bare model", "DataLoader")]

@@ -1,5 +1,6 @@
 """The model library: what every registered model promises, and the layers where a mistake would hide."""
 
+import copy
 import math
 
 import pytest
@@ -234,6 +235,37 @@ def test_many_images_are_convolved_by_transforms_without_a_gradient_too(training
         assert fourier_conv_pays(x, conv.weight) == torch.backends.mkl.is_available()
         assert not fourier_conv_pays(x[:127], conv.weight)
         assert torch.allclose(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="without MKL, no convolution is transformed")
+def test_transforms_of_filters_are_kept_until_the_filters_change() -> None:
+    torch.manual_seed(0)
+    conv = Conv3x3(8, 12)
+    x = torch.randn(128, 8, 7, 7)
+
+    def check(conv: Conv3x3 = conv, x: torch.Tensor = x) -> torch.Tensor:
+        with torch.inference_mode():
+            assert torch.allclose(conv(x), F.conv2d(x, conv.weight, padding=1), rtol=1e-4, atol=1e-4)
+        assert conv._kept is not None
+        return conv._kept[1]
+
+    kept = check()
+    assert check() is kept
+    assert check(x=x[..., :5, :5]) is not kept
+    check(copy.deepcopy(conv))
+    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
+    conv(x).sum().backward()
+    assert conv._kept is None
+    check()
+    optimizer.step()
+    check()
+    with torch.no_grad():
+        conv.weight.mul_(2)
+    check()
+    conv.load_state_dict(Conv3x3(8, 12).state_dict())
+    check()
+    conv.weight = Conv3x3(8, 12).weight
+    check()
 
 
 @pytest.mark.parametrize("side", [3, 4, 7, 8, 16])

@@ -14,7 +14,8 @@ from cifarctl import hardware
 
 # So far, an image's transform is faster as one product with a large matrix than as two with small ones, by axis.
 _AT_ONCE_UP_TO = 8
-# MiB of images that are transformed at a time, so that what lies between two products stays in the caches: XXX
+# MiB of images that are transformed at a time, so that what lies between two products stays in the caches: 128 images
+# with 288 channels at 15×15, bf16, on one EPYC core, took 24.6 ms there and 23.0 ms back, and now 15.3 and 16.9 ms.
 _PART = 2
 
 

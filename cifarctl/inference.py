@@ -40,8 +40,9 @@ def predict_logits(
                 (weight, _), *others = views(batch[unsure])
                 weights, images = zip(*others, strict=True)
                 logits[unsure] *= weight
-                of_views = model(torch.cat(images)).float().chunk(len(weights))
-                for weight, of_view in zip(weights, of_views, strict=True):
+                # Together, since each of few images takes longer; by parts, so that memory does not grow.
+                of_views = torch.cat([model(part).float() for part in torch.cat(images).split(len(batch))])
+                for weight, of_view in zip(weights, of_views.chunk(len(weights)), strict=True):
                     logits[unsure] += weight * of_view
         return logits
 

@@ -45,7 +45,7 @@ CIFARCTL = str(Path(sys.executable).with_name("cifarctl"))
 
 
 class Files(torch.utils.data.Dataset[torch.Tensor]):
-    """The files' images, resized and normalised by torchvision."""
+    """The files' images, resized by torchvision; the model normalises them."""
 
     def __init__(self, paths: list[Path]) -> None:
         from torchvision import transforms

@@ -38,10 +38,10 @@ def predict_logits(
             unsure = logits.softmax(1).amax(1) < _SURE
             if unsure.any():
                 (weight, _), *others = views(batch[unsure])
-                weights, images = zip(*others, strict=True)
+                weights, crops = zip(*others, strict=True)
                 logits[unsure] *= weight
                 # Together, since each of few images takes longer; by parts, so that memory does not grow.
-                of_views = torch.cat([model(part).float() for part in torch.cat(images).split(len(batch))])
+                of_views = torch.cat([model(part).float() for part in torch.cat(crops).split(len(batch))])
                 for weight, of_view in zip(weights, of_views.chunk(len(weights)), strict=True):
                     logits[unsure] += weight * of_view
         return logits

@@ -103,8 +103,8 @@ def main() -> None:
 
     def loop(name: str) -> float:
         command = [sys.executable, __file__, str(options.folder), *chosen, "--loop", name]
-        unset = {"THP_MEM_ALLOC_ENABLE": "0"}
-        return float(subprocess.run(command, env=os.environ | unset, stdout=subprocess.PIPE, check=True).stdout)
+        env = os.environ | {"THP_MEM_ALLOC_ENABLE": "0"}
+        return float(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
 
     ways: dict[str, Callable[[], object]] = {
         "bare model": lambda: predict_logits(model, images, precision=precision),

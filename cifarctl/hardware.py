@@ -6,6 +6,10 @@ import contextlib
 import ctypes
 import functools
 import gc
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cifarctl.errors import UsageError
@@ -67,6 +71,14 @@ def cpu_bf16() -> Literal["amx", "avx512", "emulated"]:
     else:  # torch < 2.10
         amx, avx512 = torch.cpu._is_amx_tile_supported(), torch.cpu._is_avx512_bf16_supported()
     return "amx" if amx else "avx512" if avx512 else "emulated"
+
+
+def can_build_kernels() -> bool:
+    """Whether Triton finds what it builds a GPU's kernels with: a C compiler and Python's headers. Where it does not,
+    users would see the compiler's complaints.
+    """
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def autocast(device: "torch.device", precision: Precision) -> contextlib.AbstractContextManager[object]:

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -317,6 +320,34 @@ def test_the_pool_of_a_large_batch_is_that_of_its_images() -> None:
     each = torch.cat([pooled(*one) for one in zip(x.split(1), grad.split(1), strict=True)])
     assert torch.equal(pooled(x, grad), each)
     assert torch.equal(MaxPool2x2()(x), F.max_pool2d(x, 2))
+
+
+GPU_POOL = """
+import torch, torch.nn.functional as F
+from cifarctl.models.triton_pool import TritonMaxPool2x2
+torch.manual_seed(0)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for shape in ((3, 24, 7, 5), (2, 96, 4, 6), (5, 70, 3, 3), (1, 64, 9, 9)):
+        x = torch.randn(shape, device=device).round(decimals=1).to(dtype)  # some are equal
+        x[0, 0, 1, 1] = float("nan")
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        plain, found = F.max_pool2d(x, 2), TritonMaxPool2x2.apply(x)
+        assert torch.equal(found.nan_to_num(99), plain.nan_to_num(99)) and found[0, 0, 0, 0].isnan()
+        grad = torch.randn_like(plain)
+        (expected,), (got,) = torch.autograd.grad(plain, x, grad), torch.autograd.grad(found, x, grad)
+        assert torch.equal(got, expected) and got.dtype == dtype
+print("12 the same")
+"""
+
+
+def test_the_pool_of_a_gpu_is_the_plain_one() -> None:
+    pytest.importorskip("triton", reason="Triton does not run on this system")
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}  # read when Triton is imported
+    ran = subprocess.run(
+        [sys.executable, "-c", GPU_POOL], capture_output=True, text=True, check=False, env={**os.environ, **interpreted}
+    )
+    assert ran.stdout == "12 the same\n", ran.stderr
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, of what it looks at

@@ -1,12 +1,16 @@
 """Layers that several models share, shaped by where convolutions lose time on a CPU."""
 
+import functools
 import math
+import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarctl.hardware import can_build_kernels
 from cifarctl.models.fourier import FourierConv, fourier_conv, fourier_conv_pays, parts, transform_filters
 
 
@@ -108,12 +112,12 @@ def _side_by_side(x: Tensor, count: int) -> Tensor:
 
 class MaxPool2x2(nn.Module):
     """Max-pooling by two, as `F.max_pool2d(x, 2)`: float (N, C, H, W) -> (N, C, H // 2, W // 2), channels last in
-    memory.
+    memory. Of equal values, one gets the gradient.
 
     For training on a CPU it is built of vectorised comparisons instead, with a gradient that is written once into
     memory that the next step uses again, where PyTorch's fills a fresh tensor with zeros and scatters into it: 1205 ->
-    1290 images/s for the whole training step of the classifier on two Xeon cores. Of equal values, one gets the
-    gradient.
+    1290 images/s for the whole training step of the classifier on two Xeon cores. For training on a GPU it is
+    `triton_pool`'s, where that can be built.
     """
 
     def __init__(self) -> None:
@@ -121,13 +125,30 @@ class MaxPool2x2(nn.Module):
         self._grad: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return F.max_pool2d(x, 2)
+        if x.device.type != "cpu":
+            fused = None if torch.compiler.is_compiling() else _gpu_pool(x.device)
+            return fused(x) if fused else F.max_pool2d(x, 2)
         if self._grad is None or self._grad.shape != x.permute(0, 2, 3, 1).shape or self._grad.dtype != x.dtype:
             # Zeros: an odd last row or column is in no window, and no step writes to it.
             self._grad = torch.zeros_like(x.permute(0, 2, 3, 1), memory_format=torch.contiguous_format)
         y: Tensor = _MaxPool2x2.apply(x, self._grad)
         return y
+
+
+@functools.cache
+def _gpu_pool(device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """`triton_pool`'s, or None where it does not run."""
+    if device.type != "cuda" or not can_build_kernels():
+        return None
+    try:
+        from cifarctl.models.triton_pool import TritonMaxPool2x2
+
+        TritonMaxPool2x2.apply(torch.zeros(1, 1, 2, 2, device=device))
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):  # the GPU is too old for it, for one
+        return None
+    return TritonMaxPool2x2.apply
 
 
 class _MaxPool2x2(torch.autograd.Function):

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from cifarctl import hardware, models
 from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.inference import predict_logits
+from cifarctl.models import layers
 from cifarctl.models.autoencoders import ResidualAutoencoder
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP, Airbench
 from cifarctl.models.fourier import FourierConv, fourier_conv_pays
-from cifarctl.models.layers import Conv3x3, MaxPool2x2, _SideBySideConv
+from cifarctl.models.layers import Conv3x3, MaxPool2x2, _gpu_pool, _SideBySideConv
 from cifarctl.models.pca import fit_pca, pca_reconstruct
 
 IMAGES = draw_synthetic(300, seed=5).images
@@ -348,6 +349,17 @@ def test_the_pool_of_a_gpu_is_the_plain_one() -> None:
         [sys.executable, "-c", GPU_POOL], capture_output=True, text=True, check=False, env={**os.environ, **interpreted}
     )
     assert ran.stdout == "12 the same\n", ran.stderr
+
+
+def test_a_gpu_pools_as_pytorch_does_where_kernels_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no compiler
+    monkeypatch.delenv("CC", raising=False)
+    assert not hardware.can_build_kernels()
+    assert _gpu_pool.__wrapped__(torch.device("cuda")) is None
+    monkeypatch.setattr(layers, "can_build_kernels", lambda: True)
+    monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "cifarctl.models.triton_pool", raising=False)
+    assert _gpu_pool.__wrapped__(torch.device("cuda")) is None
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, of what it looks at

@@ -43,7 +43,7 @@ def train_clf(
     recipe: Annotated[
         ClassifierRecipe,
         typer.Option(
-            help="fast: minutes. best: seven times as long, two points more.", rich_help_panel=opt.TRAINING_PANEL
+            help="fast: minutes. best: eight times as long, two points more.", rich_help_panel=opt.TRAINING_PANEL
         ),
     ] = "fast",
     epochs: opt.Epochs = None,

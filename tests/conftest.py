@@ -19,20 +19,53 @@ from PIL import Image
 
 from cifarctl.cli import run
 
+from needs import is_demanded, missing
 from py2_pickle import SmallArchive, write_archive
 from support import Cifarctl, MadeOnce, Result, command
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--thorough", action="store_true", help="tests/faults: 20 kills and 10,000 files, for half an hour"
-    )
+    parser.addoption("--thorough", action="store_true", help="Run the long tests, which the usual run leaves out.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in (
+        "needs(*names): skip the test if this machine lacks one of `needs.NEEDS`, or fail it with CI set",
+        "thorough: too long for the usual run; --thorough runs it",
+    ):
+        config.addinivalue_line("markers", marker)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: each worker holds torch in memory, and the longest file bounds what more of them could gain."""
+    return min(4, os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --thorough, the long tests alone: those marked so, and those that try more often then."""
+    is_thorough = config.getoption("--thorough")
+
+    def is_wanted(item: pytest.Item) -> bool:
+        marked = item.get_closest_marker("thorough") is not None
+        return marked or "thorough" in getattr(item, "fixturenames", ()) if is_thorough else not marked
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = filter(is_wanted, items)
 
 
 @pytest.fixture(scope="session")
 def thorough(request: pytest.FixtureRequest) -> bool:
-    """True where faults are to be tried as often as it takes to be sure."""
+    """True if faults are to be tried as often as it takes to be sure."""
     return bool(request.config.getoption("--thorough"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for name in marker.args:
+            if reason := missing(name):
+                if is_demanded(name):
+                    pytest.fail(f"CI must have this: {reason}", pytrace=False)
+                pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pty
 import subprocess
 import sys
 import time
@@ -48,6 +47,8 @@ def command() -> str:
 
 def on_a_terminal(*arguments: object, env: dict[str, str]) -> Result:
     """Run the command with a pseudo-terminal for stderr. The result's `err` is what the terminal showed."""
+    import pty  # here, since Windows has none
+
     terminal, end = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
     environment = {**inherited, "TERM": "xterm-256color", **env}

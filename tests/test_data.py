@@ -76,6 +76,7 @@ class TestFolder:
         with pytest.raises(DataError, match="no such folder"):
             Source(str(tmp_path / "none")).load("train")
 
+    @pytest.mark.needs("POSIX")
     def test_a_test_class_that_training_does_not_know(self, image_folder: Path, tmp_path: Path) -> None:
         for path in image_folder.glob("*/*"):
             (tmp_path / path.relative_to(image_folder)).parent.mkdir(exist_ok=True)
@@ -251,6 +252,7 @@ class TestImageFiles:
         with pytest.raises(ImageError, match="too large"):
             read_image(path)
 
+    @pytest.mark.needs("POSIX")
     def test_what_is_no_image(self, tmp_path: Path) -> None:
         (tmp_path / "text.png").write_text("hello")
         (tmp_path / "empty.png").touch()
@@ -281,6 +283,7 @@ class TestImageFiles:
             assert path == paths[i]
             assert isinstance(image, ImageError) if i % 10 == 3 else image.max() == i  # type: ignore[union-attr]
 
+    @pytest.mark.needs("POSIX")
     def test_folders_are_searched_by_suffix_and_links_to_folders_are_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "b").mkdir()
         for name in ("b/2.JPG", "a.png", "b/notes.txt", "c.webp"):

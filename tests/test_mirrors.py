@@ -208,6 +208,7 @@ class TestVerification:
 class TestInterruption:
     """What has arrived stays, and is not fetched again."""
 
+    @pytest.mark.needs("POSIX")
     def test_after_kill_9_at_half_the_other_half_is_fetched(
         self, installed: Cifarctl, archive: SmallArchive, content: bytes, tmp_path: Path
     ) -> None:
@@ -277,6 +278,7 @@ class TestSharedMachine:
         assert sorted('"downloaded": true' in out for out, _ in outputs) == [False, True]
         assert files_in(tmp_path) == ["cifar10.safetensors"]
 
+    @pytest.mark.needs("namespaces")
     @pytest.mark.parametrize("says_length", [True, False])
     def test_a_full_disk_is_one_line_and_the_folder_stays_as_it_was(
         self, archive: SmallArchive, content: bytes, tmp_path: Path, says_length: bool
@@ -289,6 +291,7 @@ class TestSharedMachine:
         assert done.code == 1
         assert ("MB are needed" if says_length else "No space left") in done.error
 
+    @pytest.mark.needs("namespaces")
     def test_a_disk_that_fills_while_the_data_file_is_written_is_clean_afterwards(
         self, archive: SmallArchive, content: bytes, tmp_path: Path
     ) -> None:
@@ -298,6 +301,7 @@ class TestSharedMachine:
         assert done.code == 1
         assert "No space left" in done.error
 
+    @pytest.mark.needs("namespaces")
     def test_a_folder_that_cannot_be_written_is_one_line(self, archive: SmallArchive, tmp_path: Path) -> None:
         with mounted(tmp_path, "ro") as disk:
             done = disk.cifarctl("download", "--from", archive.path, "--sha256", archive.sha256, "--data-dir", tmp_path)

@@ -342,8 +342,8 @@ print("12 the same")
 """
 
 
+@pytest.mark.needs("Triton")
 def test_the_pool_of_a_gpu_is_the_plain_one() -> None:
-    pytest.importorskip("triton", reason="Triton does not run on this system")
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}  # read when Triton is imported
     ran = subprocess.run(
         [sys.executable, "-c", GPU_POOL], capture_output=True, text=True, check=False, env={**os.environ, **interpreted}

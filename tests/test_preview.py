@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from cifarctl.cli.output import Output
@@ -54,6 +55,7 @@ def test_a_pipe_gets_the_answers_alone(installed: Cifarctl, classifier_run: Path
     assert installed("predict", photo, "-m", classifier_run, "--show") == plain
 
 
+@pytest.mark.needs("POSIX")
 def test_predict_and_reconstruct_draw_on_a_terminal(
     classifier_run: Path, autoencoder_run: Path, photos: Path, tmp_path: Path
 ) -> None:

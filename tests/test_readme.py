@@ -42,6 +42,7 @@ def test_the_python_example_runs(photos: Path, tmp_path: Path) -> None:
     assert 0 <= float(accuracy) <= 1
 
 
+@pytest.mark.needs("POSIX")
 class TestAutomation:
     """The recipes' own lines, on data and settings that take seconds."""
 

@@ -6,8 +6,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -25,6 +23,7 @@ from cifarctl.report.charts import Axis, learning_curves
 from cifarctl.report.sections import DIAGONAL, OFF_DIAGONAL, ClassifierSection, Sprite, Thumb
 from cifarctl.training.checkpoint import Record
 
+from needs import launched_browser
 from support import Cifarctl, MadeOnce
 
 if TYPE_CHECKING:
@@ -286,19 +285,11 @@ class TestWhatIsShown:
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """Chromium or Chrome where one is installed, else the Chromium that Playwright brings, which it downloads."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        subprocess.run([sys.executable, "-m", "playwright", "install", "--only-shell", "chromium"], check=True)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable)
+    with launched_browser() as browser:
         yield browser
-        browser.close()
 
 
+@pytest.mark.needs("browser")
 class TestInABrowser:
     @pytest.fixture
     def open_page(self, browser: "Browser") -> "Iterator[Callable[..., Page]]":

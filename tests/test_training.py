@@ -135,12 +135,14 @@ class TestRunFolder:
         assert cifarctl(*ONE_STEP, "--out", tmp_path / "file" / "run").code == 1
         assert (tmp_path / "file").read_text() == "precious"
 
+    @pytest.mark.needs("/proc")
     def test_a_folder_that_cannot_be_written(self, cifarctl: Cifarctl) -> None:
         done = cifarctl(*ONE_STEP, "--out", "/proc/run")  # where root may not write either
         assert done.code == 1
         assert "cannot be written" in done.error
 
 
+@pytest.mark.needs("POSIX")
 class TestResume:
     @pytest.mark.parametrize(
         ("arguments", "number"),
@@ -216,6 +218,7 @@ class TestSpeech:
         assert [line[:9] for line in done.err.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
         assert done.json["test"]["latent_floats"] == 256
 
+    @pytest.mark.needs("POSIX")
     @pytest.mark.parametrize(
         ("environment", "drawn"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
     )

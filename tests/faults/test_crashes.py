@@ -104,6 +104,7 @@ def wait_for_temporary_file(folder: Path) -> None:
     raise AssertionError(f"no file was written in {folder}")
 
 
+@pytest.mark.needs("POSIX")
 class TestSignals:
     def test_sigterm_ends_a_run_whatever_it_does(self, cifarctl: Cifarctl, whole: Path, tmp_path: Path) -> None:
         """At the start, while training, and while the test split is measured. (SIGINT: tests/test_training.py.)"""
@@ -136,6 +137,7 @@ class TestSignals:
         assert "Traceback" not in err
 
 
+@pytest.mark.needs("namespaces")
 def test_a_full_disk_keeps_what_was_saved(whole: Path, tmp_path: Path) -> None:
     disk_folder = tmp_path / "disk"
     disk_folder.mkdir()
@@ -232,6 +234,7 @@ class TestSteps:
             steps += isinstance(next(events), StepDone)
         assert checkpoint.exists()
 
+    @pytest.mark.needs("/proc")
     def test_memory_that_is_really_too_little(self, tmp_path: Path) -> None:
         """The process may have 1.5 GB of address space more than it has with torch imported."""
         code = (
@@ -269,6 +272,7 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert {entry.name: entry.read_text() for entry in tmp_path.iterdir()} == {"file": "old"}
 
 
+@pytest.mark.needs("POSIX")
 def test_a_device_or_a_link_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
     os.mkfifo(pipe)

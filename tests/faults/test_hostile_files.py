@@ -19,6 +19,7 @@ from support import Cifarctl, command, peak_memory, watched_memory
 GIB = 1 << 30
 
 
+@pytest.mark.needs("/proc")
 @pytest.mark.parametrize("reader", ["weights", "images"])
 def test_mutated_files_end_in_an_error_line_or_a_right_answer(reader: str, thorough: bool) -> None:
     script = Path(__file__).parent / "mutated_files.py"
@@ -35,6 +36,7 @@ def test_mutated_files_end_in_an_error_line_or_a_right_answer(reader: str, thoro
     assert f"seed 0: {count:,} variants" in done.stdout
 
 
+@pytest.mark.needs("/proc")
 @pytest.mark.parametrize(
     ("mode", "size", "suffix"),
     [
@@ -88,6 +90,7 @@ def test_a_name_that_cannot_be_is_an_answer_like_others(name: str) -> None:
     assert isinstance(answer, ImageError)
 
 
+@pytest.mark.needs("/proc")
 def test_100_000_paths_for_a_reader_that_goes_away(classifier_run: Path, photos: Path) -> None:
     """No traceback, no hang, and memory that does not grow with the number of paths."""
     photo = os.fsencode(next(photos.iterdir()))
@@ -123,6 +126,7 @@ def test_100_000_paths_for_a_reader_that_goes_away(classifier_run: Path, photos:
     assert 0 < peak < 2 * GIB
 
 
+@pytest.mark.needs("/proc")
 def test_memory_does_not_grow_with_the_number_of_images(classifier_run: Path, photos: Path) -> None:
     photo = os.fsencode(next(photos.iterdir())) + b"\n"
 

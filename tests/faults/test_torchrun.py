@@ -19,6 +19,7 @@ from cifarctl.distributed import ALONE, Ranks
 
 from support import Cifarctl
 
+pytestmark = pytest.mark.needs("POSIX")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 QUICK = ("--data", "synthetic", "--limit", "1000", "--val-size", "100", "--batch-size", "100", "--no-tensorboard")
 
@@ -89,6 +90,7 @@ def test_two_processes_train_one_model_and_speak_once(tmp_path: Path) -> None:
     assert not (run / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.needs("/proc")
 def test_a_killed_process_leads_to_a_restart_from_the_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("train-clf", *QUICK, "--arch", "mlp", "--epochs", "12", "--out", str(run))
@@ -142,6 +144,7 @@ wait $other
 """
 
 
+@pytest.mark.needs("network namespaces")
 def test_two_machines_end_with_one_model(tmp_path: Path) -> None:
     """Each has its own torchrun, and they meet at one address. They share the run's folder, and nothing else."""
     run = tmp_path / "run"

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from cifarctl import models
 from cifarctl.comparison import compare_accuracy, compare_psnr
 from cifarctl.data import Source
-from cifarctl.evaluation import wilson_interval
+from cifarctl.evaluation import evaluate_autoencoder, wilson_interval
+from cifarctl.weights import load_autoencoder
 
 from support import Cifarctl
 
@@ -106,6 +107,31 @@ def test_an_autoencoders_metrics_are_those_of_a_recomputation(cifarctl: Cifarctl
     assert 0 < metrics["ssim"] < 1
     assert 10 < metrics["pca_psnr"] < metrics["pca_psnr_chroma"] < 50
     assert 0 < metrics["pca_ssim"] < 1
+
+
+def test_torchmetrics_agrees_on_a_classifier(cifarctl: Cifarctl, classifier_run: Path) -> None:
+    from torchmetrics.functional import classification as torchmetrics
+
+    result = cifarctl("evaluate", "-m", classifier_run, "--json").json
+    test = Source("synthetic").load("test")
+    measured = (probabilities_by_hand(classifier_run, test.images), test.labels, 10)
+    metrics = result["metrics"]
+    assert metrics["accuracy"] == pytest.approx(torchmetrics.multiclass_accuracy(*measured, average="micro").item())
+    assert metrics["macro_f1"] == pytest.approx(torchmetrics.multiclass_f1_score(*measured).item(), abs=1e-6)
+    assert metrics["ece"] == pytest.approx(torchmetrics.multiclass_calibration_error(*measured).item(), abs=1e-5)
+    assert result["confusion_matrix"] == torchmetrics.multiclass_confusion_matrix(*measured).tolist()
+
+
+def test_torchmetrics_agrees_on_an_autoencoder(autoencoder_run: Path) -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    source = Source("synthetic", limit=100)
+    autoencoder, _ = load_autoencoder(autoencoder_run / "model.safetensors", torch.device("cpu"))
+    report = evaluate_autoencoder(autoencoder, source.load("test"), source.load("train").images)
+    pair = (report.reconstructions, source.load("test").images.float() / 255)
+    assert report.metrics["psnr"] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1.0).item(), abs=1e-4)
+    ssim = structural_similarity_index_measure(*pair, data_range=1.0)
+    assert report.metrics["ssim"] == pytest.approx(float(ssim), abs=1e-5)
 
 
 def test_the_validation_split_is_the_one_that_training_drew(cifarctl: Cifarctl, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ class TestSignals:
         assert "Traceback" not in err
 
 
+@pytest.mark.thorough
 @pytest.mark.needs("namespaces")
 def test_a_full_disk_keeps_what_was_saved(whole: Path, tmp_path: Path) -> None:
     disk_folder = tmp_path / "disk"
@@ -234,6 +235,7 @@ class TestSteps:
             steps += isinstance(next(events), StepDone)
         assert checkpoint.exists()
 
+    @pytest.mark.thorough
     @pytest.mark.needs("/proc")
     def test_memory_that_is_really_too_little(self, tmp_path: Path) -> None:
         """The process may have 1.5 GB of address space more than it has with torch imported."""

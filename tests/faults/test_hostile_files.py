@@ -90,6 +90,7 @@ def test_a_name_that_cannot_be_is_an_answer_like_others(name: str) -> None:
     assert isinstance(answer, ImageError)
 
 
+@pytest.mark.thorough
 @pytest.mark.needs("/proc")
 def test_100_000_paths_for_a_reader_that_goes_away(classifier_run: Path, photos: Path) -> None:
     """No traceback, no hang, and memory that does not grow with the number of paths."""
@@ -126,6 +127,7 @@ def test_100_000_paths_for_a_reader_that_goes_away(classifier_run: Path, photos:
     assert 0 < peak < 2 * GIB
 
 
+@pytest.mark.thorough
 @pytest.mark.needs("/proc")
 def test_memory_does_not_grow_with_the_number_of_images(classifier_run: Path, photos: Path) -> None:
     photo = os.fsencode(next(photos.iterdir())) + b"\n"

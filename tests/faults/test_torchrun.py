@@ -90,6 +90,7 @@ def test_two_processes_train_one_model_and_speak_once(tmp_path: Path) -> None:
     assert not (run / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.needs("/proc")
 def test_a_killed_process_leads_to_a_restart_from_the_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -144,6 +145,7 @@ wait $other
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.needs("network namespaces")
 def test_two_machines_end_with_one_model(tmp_path: Path) -> None:
     """Each has its own torchrun, and they meet at one address. They share the run's folder, and nothing else."""

@@ -24,7 +24,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def select_device(name: Device = "auto") -> "torch.device":
-    """The named device, or the best one present. Raises UsageError where the named one is not there.
+    """The named device, or the best one present that is proven. Raises UsageError where the named one is not there.
+
+    "auto" is never mps: nobody has checked what cifarctl computes on a Mac's GPU, and PyTorch's gradients and matrix
+    products have been wrong there without an error (its issues 175189, 193487 and 195163).
 
     From here on this thread, and those that start from it, take numbers below 1e-38 for zero. GELU's tails are full of
     them, and a CPU traps on each: the last epochs of `train-ae` went at half speed, 660 for 1,220 images/s.
@@ -34,7 +37,7 @@ def select_device(name: Device = "auto") -> "torch.device":
     torch.set_flush_denormal(True)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(candidate for candidate in ("cuda", "mps", "cpu") if available[candidate])
+        name = "cuda" if available["cuda"] else "cpu"
     if not available[name]:
         raise UsageError(f"--device {name}: there is none on this machine", hint="--device auto takes what there is")
     return torch.device(name)
@@ -81,6 +84,26 @@ def can_build_kernels() -> bool:
     return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
+def algebra_device(device: "torch.device") -> "torch.device":
+    """Where to decompose matrices of tensors on `device`, and to make them from many images: the CPU for mps.
+
+    Torch 2.7 has no `eigh` and no `svd` for mps, and on an M1 or M2 sums of 32,767 terms or more have been wrong
+    without an error (PyTorch issue 195163).
+    """
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def memory_format(device: "torch.device") -> "torch.memory_format":
+    """How images and filters lie in memory: channels last, which convolutions read fastest, but not on mps, where a
+    batch norm's gradients for such images have been an error, or wrong without one (PyTorch issue 175189).
+    """
+    import torch
+
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def autocast(device: "torch.device", precision: Precision) -> contextlib.AbstractContextManager[object]:
     """A context in which matrix products and convolutions run in `precision` (not "auto")."""
     if precision == "fp32":
@@ -111,14 +134,23 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for what Python, torch and its CPU allocator raise where memory is not enough."""
+    """True for what Python, torch and its allocators for CPU and mps raise where memory is not enough."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    texts = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+def is_lacking_on_mps(error: BaseException) -> bool:
+    """True for what torch raises where a Mac's GPU cannot do what it is asked; CUDA has something else named MPS."""
+    text = str(error)
+    return isinstance(error, RuntimeError | TypeError) and "MPS" in text and "CUDA" not in text

@@ -19,6 +19,7 @@ import cifarctl
 from cifarctl import models
 from cifarctl.errors import WeightsError
 from cifarctl.files import PRETRAINED, save_tensors
+from cifarctl.hardware import memory_format
 from cifarctl.models.base import Autoencoder, Classifier, Model
 
 _FORMAT = "1"
@@ -132,7 +133,7 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
     model.load_state_dict(tensors, assign=True)
     if kind == "classifier" and len(info.classes) != model.classes:
         raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
-    return model.to(memory_format=torch.channels_last).eval(), info
+    return model.to(memory_format=memory_format(device)).eval(), info
 
 
 def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -94,6 +94,7 @@ def evaluate(
     for subject in subjects:
         ensure_data(subject.source, output, offline=offline)
     chosen_device = local_device(select_device(device))
+    opt.remark_unproven(device, output)
     count = len(subjects) * len(splits)
     several = count > 1
     measured = []

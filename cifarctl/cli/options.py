@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cifarctl.cli.completion import complete_data, complete_model
+from cifarctl.cli.output import Output
 from cifarctl.hardware import Device as DeviceName
 from cifarctl.hardware import Precision as PrecisionName
 
@@ -80,7 +81,11 @@ ModelPaths = Annotated[
 Device = Annotated[
     DeviceName,
     typer.Option(
-        "--device", metavar="NAME", help="auto (the best there is), cpu, cuda or mps.", rich_help_panel=RUN_PANEL
+        "--device",
+        metavar="NAME",
+        help="auto (a CUDA GPU if there is one, else the CPU), cpu, cuda or mps (a Mac's GPU: its results are "
+        "unchecked).",
+        rich_help_panel=RUN_PANEL,
     ),
 ]
 Precision = Annotated[
@@ -88,8 +93,8 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="NAME",
-        help="Of matrix products: fp32, bf16, fp16, or auto: bf16 where the hardware has it, else fp16 on a GPU and "
-        "fp32 on a CPU.",
+        help="Of matrix products: fp32, bf16, fp16, or auto: bf16 where the hardware has it, else fp16 with "
+        "CUDA and fp32 on others.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -173,3 +178,9 @@ TensorBoard = Annotated[
         "--tensorboard/--no-tensorboard", metavar="", help="Write TensorBoard events.", rich_help_panel=RUN_PANEL
     ),
 ]
+
+
+def remark_unproven(device: DeviceName, output: Output) -> None:
+    """Say so if nobody has checked what comes from the device that the user has named."""
+    if device == "mps":
+        output.status("mps: nobody has checked the results of a Mac's GPU yet; those of --device cpu are tested")

@@ -83,6 +83,8 @@ def predict(
 
     path = weights.resolve(model, "classifier")
     chosen_device = local_device(select_device(device))
+    output = Output(quiet=quiet)
+    opt.remark_unproven(device, output)
     classifier, info = weights.load_classifier(path, chosen_device)
     if top_k > len(info.classes):
         raise UsageError(f"--top-k {top_k}: the model has {len(info.classes)} classes")
@@ -91,7 +93,6 @@ def predict(
             format = _FORMATS.get(out.suffix.lower(), "jsonl")
         else:
             format = "table" if sys.stdout.isatty() else "jsonl"
-    output = Output(quiet=quiet)
     classify = partial(
         _classify,
         model=classifier,

@@ -84,6 +84,7 @@ def reconstruct(
         raise UsageError(f"--out {out}: a grid is a .png file", hint="name a .png file, or a folder")
     path = weights.resolve(model, "autoencoder")
     autoencoder, info = weights.load_autoencoder(path, select_device(device))
+    opt.remark_unproven(device, output)
     failures: list[str] = []
     origin: dict[str, str]
     if image:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cifarctl.cli.options import remark_unproven
 from cifarctl.cli.output import Output
 from cifarctl.distributed import may_restart, process_number, restarts
 from cifarctl.errors import Interrupted, TrainingError, UsageError
@@ -52,6 +53,7 @@ def run_training(
         if process_number() == 0:
             RunDir.check_free(out, overwrite=overwrite)
     check(options)
+    remark_unproven(options.device, output)
     ensure_data(options.source, output, offline=offline)
     try:
         with raised_signals():

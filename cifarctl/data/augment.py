@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cifarctl.hardware import memory_format
+
 
 def flip(images: Tensor, chosen: Tensor) -> Tensor:
     """Mirror left to right the images where `chosen`, bool (N,), is true."""
@@ -112,13 +114,13 @@ def cutout(images: Tensor, side: int) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1], channels last in memory: what the convolutions read fastest."""
+    """Pixels as float32 in [0, 1], in memory as `hardware.memory_format` says."""
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    return scaled.contiguous(memory_format=torch.channels_last)
+    return scaled.contiguous(memory_format=memory_format(images.device))
 
 
 def scale(images: Tensor, side: int) -> Tensor:
-    """Float (N, C, H, H) -> (N, C, side, side), antialiased, channels last in memory."""
+    """Float (N, C, H, H) -> (N, C, side, side), antialiased, in memory as `to_float` leaves it."""
     if side == images.shape[-1]:
         return images
     return to_float(F.interpolate(images, size=(side, side), mode="bilinear", antialias=True))

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cifarctl.hardware import algebra_device, memory_format
 from cifarctl.models.base import Autoencoder
 from cifarctl.models.layers import Conv3x3, Normalize, check_range
 from cifarctl.models.pca import fit_pca
@@ -73,6 +74,7 @@ class ResidualAutoencoder(Autoencoder):
 
     def initialize(self, images: Tensor) -> None:
         """Fit C, m, s and R to the images: a few seconds."""
+        device, images = images.device, images.to(algebra_device(images.device))
         mean, components = fit_pca(images)
         mean, components = mean.view(3, 32, 32), components[:, : self.latent_dim]
         sample = images[:5000].float() / 255 - mean
@@ -87,10 +89,10 @@ class ResidualAutoencoder(Autoencoder):
         pixels = sample.flatten(1)
         error = (pixels - pixels @ components @ components.T).square().mean().sqrt()
         with torch.no_grad():
-            self.mean.copy_(self.normalize(mean[None]).flatten())
+            self.mean.copy_(self.normalize(mean[None].to(device)).flatten())
             self.components.copy_(components)
             self.rotation.copy_(left @ right)
-            self.scale.copy_((error / self.normalize.std.mean()).clamp_min(1e-3))
+            self.scale.copy_((error.to(device) / self.normalize.std.mean()).clamp_min(1e-3))
 
     def encode(self, x: Tensor) -> Tensor:
         """The best latents of each image that `steps` steps find. In training their number is drawn, from none to two:
@@ -134,7 +136,7 @@ class ResidualAutoencoder(Autoencoder):
         linear = (F.linear(z, components) + self.mean).view(-1, 3, 32, 32)
         grid = F.linear(z, self.rotation.T).view(len(z), -1, self._GRID, self._GRID)
         features = torch.cat((grid, F.pixel_unshuffle(linear, self._PATCH)), dim=1)
-        features = features.contiguous(memory_format=torch.channels_last)
+        features = features.contiguous(memory_format=memory_format(features.device))
         residual = functional_call(self.decoder, weights, features) if weights else self.decoder(features)
         return linear + self.scale * residual
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifarctl.hardware import algebra_device
 from cifarctl.models.base import Classifier
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, Normalize, check_range
 
@@ -63,6 +64,7 @@ class Airbench(Classifier):
         eigenvalues, and the same negated, so that the SiLU after it loses nothing."""
         with torch.no_grad():
             sample = torch.cat([self.normalize(self.features(chunk)) for chunk in images[:5000].split(500)])
+        sample = sample.to(algebra_device(sample.device))
         patches = sample.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
         eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarctl.hardware import can_build_kernels
+from cifarctl.hardware import can_build_kernels, memory_format
 from cifarctl.models.fourier import FourierConv, fourier_conv, fourier_conv_pays, parts, transform_filters
 
 
@@ -224,4 +224,4 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:
             x = x.float() / 255
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return ((x - self.mean) / self.std).contiguous(memory_format=memory_format(x.device))

@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
+from cifarctl.hardware import algebra_device
+
 
 def fit_pca(images: Tensor) -> tuple[Tensor, Tensor]:
     """Images uint8 (N, 3, 32, 32) -> (mean, components), float32 (3072,) and (3072, 3072), components in columns, the
-    largest variance first. Pixels are in [0, 1]."""
+    largest variance first, on the images' device. Pixels are in [0, 1]."""
+    device, images = images.device, images.to(algebra_device(images.device))
     covariance = torch.zeros(3072, 3072, device=images.device)
     total = torch.zeros(3072, device=images.device)
     for chunk in images.split(5000):
@@ -16,7 +19,7 @@ def fit_pca(images: Tensor) -> tuple[Tensor, Tensor]:
         total += pixels.sum(0)
     mean = total / len(images)
     _, vectors = torch.linalg.eigh(covariance / len(images) - mean[:, None] * mean)
-    return mean + 0.5, vectors.flip(1)
+    return (mean + 0.5).to(device), vectors.flip(1).to(device)
 
 
 def pca_reconstruct(train_images: Tensor, images: Tensor, dim: int) -> Tensor:

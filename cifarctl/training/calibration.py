@@ -23,7 +23,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
     # The likelihood has one maximum in the inverse temperature, so a fine grid around a coarse one's best finds it.
-    logits = logits.double()
+    logits, labels = logits.cpu().double(), labels.cpu()  # mps has no float64
     centre, width = 1.0, 3.0
     for _ in range(4):
         grid = centre * torch.logspace(-width, width, 25, base=2.0, dtype=torch.float64)

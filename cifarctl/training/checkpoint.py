@@ -69,13 +69,13 @@ def load_checkpoint(
     """
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "ema": {}, "optimizer": {}}
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             position: dict[str, Any] = json.loads((file.metadata() or {})["position"])
-            loss_sum = file.get_tensor("loss_sum")
+            loss_sum = file.get_tensor("loss_sum").to(device)
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
                 group, _, rest = name.partition(".")
                 if rest:
-                    groups[group][rest] = file.get_tensor(name)
+                    groups[group][rest] = file.get_tensor(name).to(device)
         model.load_state_dict(groups["model"])
         _load_optimizer(optimizer, groups["optimizer"])
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cifarctl.data import Dataset
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import RunDirError, UsageError
-from cifarctl.hardware import Precision, autocast
+from cifarctl.hardware import Precision, autocast, memory_format
 from cifarctl.models.base import Model
 from cifarctl.training.checkpoint import Record, TrainingState, load_checkpoint, save_checkpoint
 from cifarctl.training.cuda_graph import CapturedStep
@@ -99,7 +99,7 @@ def fit(
     where the checkpoint cannot be written, ProcessLostError where another rank has ended.
     """
     device = train.images.device
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=memory_format(device))
     optimizer = build_optimizer(model, recipe)
     state = TrainingState(loss_sum=torch.zeros((), device=device))
     if ranks.from_main(checkpoint.exists()):

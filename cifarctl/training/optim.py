@@ -212,7 +212,7 @@ def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     if x.dtype == torch.bfloat16:
         for _ in range(steps):
             gram = x @ x.mT

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import fake_mps
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_mps import MpsTensor
 from torch import Tensor
 
 from cifarctl import hardware, models
@@ -31,6 +29,8 @@ from cifarctl.training.loop import EpochDone, Fitted, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction
 from cifarctl.training.recipes import Recipe
 
+import fake_mps
+from fake_mps import MpsTensor
 from support import Cifarctl
 
 MPS = torch.device("mps")

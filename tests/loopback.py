@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ssl import SSLContext
+from typing import Literal
 from urllib.parse import urlsplit
 
 _CHUNK = 1 << 16
@@ -18,8 +19,9 @@ class Mirror:
 
     rate: bytes a second, and a hundredth of it from the place slows_at on.
     stalls_at, breaks_at: the place in the file at which it sends no more, or hangs up. breaks: how often it does so.
-    ranges: it knows the Range header. says_length: it tells the size.
-    offsets: of the requests so far. sent: bytes of bodies so far.
+    ranges: it knows the Range header. says_length: it tells the size. waits: seconds before it answers.
+    drips: it never ends, with a byte of a header or of the body every 50 ms, or with `100 Continue` at full speed.
+    offsets: of the requests so far. sent: bytes of bodies so far. users: the Authorization headers so far.
     """
 
     content: bytes = b""
@@ -33,8 +35,11 @@ class Mirror:
     breaks: int = 1
     ranges: bool = True
     says_length: bool = True
+    waits: float = 0.0
+    drips: Literal["", "header", "continue", "body"] = ""
     offsets: list[int] = field(default_factory=list)
     sent: int = 0
+    users: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -48,6 +53,12 @@ def serving(mirrors: Mapping[str, Mirror], tls: SSLContext | None = None) -> Ite
             wanted = self.headers.get("Range", "")
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and mirror.ranges else 0
             mirror.offsets.append(start)
+            mirror.users.append(self.headers.get("Authorization", ""))
+            stopping.wait(mirror.waits)
+            if mirror.drips in ("header", "continue"):
+                with suppress(OSError):
+                    self.drip(mirror.drips)
+                return
             size = len(mirror.content)
             status = mirror.status
             if start:
@@ -66,10 +77,15 @@ def serving(mirrors: Mapping[str, Mirror], tls: SSLContext | None = None) -> Ite
             with suppress(OSError):  # the client has left
                 self.send_body(mirror, start)
 
+        def drip(self, kind: str) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Filler: " if kind == "header" else b"")
+            while not stopping.wait(0.05 if kind == "header" else 0):
+                self.wfile.write(b"a" if kind == "header" else b"HTTP/1.1 100 Continue\r\n\r\n")
+
         def send_body(self, mirror: Mirror, start: int) -> None:
             began, body = time.monotonic(), memoryview(mirror.content)
             # Small pieces from a slow server, or its speed would be that of the first one.
-            piece = min(_CHUNK, int(mirror.rate / 20) or _CHUNK)
+            piece = 1 if mirror.drips else min(_CHUNK, int(mirror.rate / 20) or _CHUNK)
             for place in range(start, len(body), piece):
                 end = min(place + piece, len(body), mirror.stalls_at, mirror.breaks_at if mirror.breaks else len(body))
                 if end > place:
@@ -82,6 +98,8 @@ def serving(mirrors: Mapping[str, Mirror], tls: SSLContext | None = None) -> Ite
                 if mirror.breaks and end == mirror.breaks_at:
                     mirror.breaks -= 1
                     return
+                if mirror.drips:
+                    stopping.wait(0.05)
                 if mirror.rate:
                     seconds = (min(end, mirror.slows_at) - start + 100 * max(0, end - mirror.slows_at)) / mirror.rate
                     stopping.wait(max(0.0, began + seconds - time.monotonic()))

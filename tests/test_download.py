@@ -1,14 +1,20 @@
 """`download`: the archive to one verified file, from wherever it comes, or one clear line."""
 
 import dataclasses
+import gzip
 import hashlib
+import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -16,6 +22,7 @@ import pytest
 from cifarctl.data import Source
 from cifarctl.data.archive import ARCHIVES, CIFAR10
 from cifarctl.data.batch_pickle import read_batch
+from cifarctl.data.download.local import find_in, why_none
 from cifarctl.errors import DataError
 
 from loopback import Mirror, serving
@@ -202,7 +209,7 @@ class TestCopiesOfOtherTools:
             monkeypatch.setenv("CIFARCTL_MIRRORS", f"{url}/missing,{url}/good {url}/good")
             done = cifarctl("download", "--data-dir", tmp_path / "cache", "--json")
         assert done.code == 0, done.err
-        assert "cifar-10-python.tar.gz: its SHA-256 is" in done.err
+        assert f"cifar-10-python.tar.gz: too short: 1,000 of {archive.path.stat().st_size:,} bytes" in done.err
         assert done.json["source"] == f"{url}/good"
 
     def test_a_training_command_uses_a_copy_too(self, cifarctl: Cifarctl, unpacked: Path, tmp_path: Path) -> None:
@@ -213,6 +220,182 @@ class TestCopiesOfOtherTools:
         )  # fmt: skip
         assert done.code == 0, done.err
         assert files_in(tmp_path / "cache") == ["cifar10.safetensors"]
+
+    def test_a_folder_that_lacks_a_file_names_it(self, cifarctl: Cifarctl, unpacked: Path, tmp_path: Path) -> None:
+        (unpacked / "data_batch_2").unlink()
+        done = cifarctl("download", "--from", unpacked.parent, "--data-dir", tmp_path / "data")
+        assert done.code == 1
+        assert f"no file data_batch_2 in {unpacked}" in done.error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+def test_a_folder_of_somebody_else_is_not_said_to_be_empty() -> None:
+    with TemporaryDirectory() as parent:
+        folder = Path(parent) / CIFAR10.folder
+        folder.mkdir(mode=0)
+        root = os.geteuid() == 0
+        if root:  # who may read everything
+            Path(parent).chmod(0o755)
+            os.seteuid(65534)
+        try:
+            found, reason = list(find_in(CIFAR10, Path(parent))), why_none(CIFAR10, Path(parent))
+        finally:
+            if root:
+                os.seteuid(0)
+            folder.chmod(0o700)
+        assert found == []
+        assert reason == f"{folder}: permission denied"
+
+
+class TestArchivesOfOtherTools:
+    """What is the archive is read however it was packed; what is not is named, within little memory."""
+
+    def test_one_that_was_packed_again(self, cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path) -> None:
+        """As `tar -C folder .` on a Mac does: ./names, pax headers, folders, and a ._file beside each file."""
+        path = tmp_path / "again.tar.gz"
+        with tarfile.open(archive.path) as old, tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as new:
+            folder = tarfile.TarInfo("./cifar-10-batches-py/")
+            folder.type = tarfile.DIRTYPE
+            new.addfile(folder)
+            for entry in old:
+                name = Path(entry.name).name
+                for path_in_it, content in ((f"._{name}", b"x" * 163), (name, old.extractfile(entry).read())):  # type: ignore[union-attr]
+                    again = tarfile.TarInfo(f"./cifar-10-batches-py/{path_in_it}")
+                    again.size, again.mtime = len(content), 1.5
+                    again.pax_headers = {"LIBARCHIVE.xattr.com.apple.provenance": "x" * 20_000}
+                    new.addfile(again, io.BytesIO(content))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        done = cifarctl("download", "--from", path, "--sha256", digest, "--data-dir", tmp_path)
+        assert done.code == 0, done.err
+        test = Source(folder=tmp_path, val_size=100).load("test")
+        assert np.array_equal(test.images.numpy(), archive.test_images)
+
+    @pytest.mark.parametrize(
+        ("make", "reason"),
+        [
+            (lambda _: b"", "an empty file"),
+            (lambda _: b"\n<!DOCTYPE html>\n<title>Sign in</title>", "a web page (HTML or XML), not a .tar.gz archive"),
+            (lambda data: zipped(data), "a ZIP archive, not a .tar.gz archive"),
+            (gzip.decompress, "an uncompressed .tar archive, not a .tar.gz archive"),
+            (lambda data: b"BZh9" + data, "not a .tar.gz archive"),
+            (lambda data: data[:1000], "too short: 1,000 of 170,498,071 bytes"),
+            (lambda data: data[:-1], "too short: 1,8"),
+            (lambda data: data[:5000] + bytes(50) + data[5050:], "a damaged .tar.gz archive"),
+        ],
+    )
+    def test_a_file_that_is_no_whole_archive_is_called_what_it_is(
+        self, cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path, make: Callable[[bytes], bytes], reason: str
+    ) -> None:
+        path = tmp_path / "a name with spaces.tar.gz"
+        path.write_bytes(make(archive.path.read_bytes()))
+        done = cifarctl("download", "--from", path, "--data-dir", tmp_path / "data")
+        assert done.code == 1
+        assert f"{path}: {reason}" in done.error
+        assert "--sha256" not in done.err
+
+    def test_a_file_that_is_too_large_or_no_file_is_not_read(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        with (tmp_path / "huge.tar.gz").open("wb") as file:
+            file.truncate(1 << 40)
+        done = cifarctl("download", "--from", tmp_path / "huge.tar.gz", "--data-dir", tmp_path)
+        assert "1,099,511,627,776 bytes, more than any CIFAR archive has" in done.error
+        if sys.platform != "win32":
+            os.mkfifo(tmp_path / "pipe")
+            done = cifarctl("download", "--from", tmp_path / "pipe", "--data-dir", tmp_path)
+            assert "pipe: not a regular file" in done.error
+
+    def test_no_header_takes_memory_by_what_it_claims(self, tmp_path: Path) -> None:
+        reasons = {
+            "sparse": "stored as a sparse file",
+            "pax sparse": "stored as a sparse file",
+            "pax sparse map": "no cifar-10-batches-py/data_batch_1 in it",
+            "pax": "no cifar-10-batches-py/data_batch_1 in it",
+            "long name": "no cifar-10-batches-py/data_batch_1 in it",
+            "many headers": "no cifar-10-batches-py/data_batch_1 in it",
+            "claim": "unpacks to more than",
+            "bomb": "unpacks to more than",
+        }
+        paths = [tmp_path / name for name in reasons]
+        for path in paths:
+            with gzip.open(path, "wb", compresslevel=1) as file:
+                file.writelines(hostile_blocks(path.name))
+        script = (
+            "import sys; from pathlib import Path; from support import peak_memory\n"
+            "from cifarctl.data.archive import CIFAR10, read_archive\n"
+            "before = peak_memory()\n"
+            "for path in map(Path, sys.argv[1:]):\n"
+            "    try: read_archive(CIFAR10, path)\n"
+            "    except Exception as error: print(f'{type(error).__name__}: {error}')\n"
+            "print(peak_memory() - before)"
+        )
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        line = [sys.executable, "-c", script, *map(str, paths)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False, env=env)
+        *messages, memory = done.stdout.splitlines()
+        assert len(messages) == len(reasons), done.stderr
+        for (name, reason), message in zip(reasons.items(), messages, strict=True):
+            assert message.startswith(f"DataError: {tmp_path / name}: "), message
+            assert reason in message
+        assert int(memory) < 50e6
+
+
+def zipped(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("cifar-10-python.tar.gz", data)
+    return file.getvalue()
+
+
+def hostile_blocks(kind: str) -> Iterator[bytes]:
+    """The blocks of a tar that takes gigabytes or recurses without end in a reader that believes it."""
+    name, size = "cifar-10-batches-py/data_batch_1", 100 << 20
+    zeros = bytes(1 << 20)
+    if kind == "sparse":  # GNU's, of one hole: 8 GB
+        block = bytearray(header(name, b"S", 0))
+        block[386:410] = b"00000000000\0" * 2
+        block[483:495] = b"77777777777\0"
+        yield with_checksum(block)
+    elif kind == "pax sparse":
+        records = pax(GNU_sparse_major="0", GNU_sparse_minor="1", GNU_sparse_size="8000000000", GNU_sparse_map="0,0")
+        yield header("x", b"x", len(records))
+        yield records.ljust(512, b"\0")
+        yield header("cifar-10-batches-py/GNUSparseFile.1/data_batch_1", b"0", 0)
+    elif kind == "pax sparse map":  # 50 million holes
+        records = pax(GNU_sparse_major="1", GNU_sparse_minor="0", GNU_sparse_name=name, GNU_sparse_realsize="9")
+        yield header("x", b"x", len(records))
+        yield records.ljust(512, b"\0")
+        yield header("other", b"0", size)
+        yield b"050000000\n" + (b"0\n" * (1 << 19))[10:]
+        yield from (b"0\n" * (1 << 19) for _ in range(99))
+    elif kind in ("pax", "long name"):
+        yield header("x", b"x" if kind == "pax" else b"L", size)
+        yield from (zeros for _ in range(100))
+    elif kind == "many headers":
+        yield (header("x", b"x", 11) + b"11 comment=".ljust(512, b"\0")) * 2_000
+    elif kind == "claim":
+        yield header(name, b"0", 8_000_000_000)
+    elif kind == "bomb":
+        for i in range(3):
+            yield header(f"other {i}", b"0", size)
+            yield from (zeros for _ in range(100))
+    yield bytes(1024)
+
+
+def header(name: str, kind: bytes, size: int) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def with_checksum(block: bytearray) -> bytes:
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(**values: str) -> bytes:
+    """Records of a pax header; none is longer than 99 bytes."""
+    texts = [f" {key.replace('GNU_sparse_', 'GNU.sparse.')}={value}\n" for key, value in values.items()]
+    return "".join(f"{len(text) + 2}{text}" for text in texts).encode()
 
 
 def test_cifar100_is_read_by_the_same_reader(cifarctl: Cifarctl, tmp_path: Path) -> None:

@@ -1,14 +1,23 @@
 """`download` from mirrors that hang, lie, break off or are throttled, on machines that others use too."""
 
+import base64
+import logging
 import re
 import signal
 import ssl
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import trustme
+
+from cifarctl.data.download.contestant import Patience
+from cifarctl.data.download.events import Failed
+from cifarctl.data.download.mirrors import fetch
+from cifarctl.data.download.partial import Partial
+from cifarctl.data.download.urls import redact
 
 from loopback import Mirror, serving
 from py2_pickle import SmallArchive, write_archive
@@ -167,6 +176,145 @@ class TestCompetition:
         assert unknown.code == 1
         assert "CERTIFICATE_VERIFY_FAILED" in unknown.error
         assert known.code == 0, known.err
+
+
+class TestDrips:
+    """A server that never stops answering is no better than one that is silent."""
+
+    patience = Patience(answer=0.3, silence=1.0, crawl=0.3, crawl_alone=0.6)
+
+    def fetch(
+        self, mirrors: dict[str, Mirror], archive: SmallArchive, folder: Path
+    ) -> tuple[str | None, Partial, list[str]]:
+        """What gave the file, what has arrived, and why the others were left."""
+        partial, reasons = Partial(folder / "cifar10.safetensors", archive.sha256), []
+        with serving(mirrors) as url:
+            events = fetch([url + name for name in mirrors], partial, archive.sha256, None, self.patience)
+            try:
+                while True:
+                    if isinstance(event := next(events), Failed):
+                        reasons.append(f"{event.source.removeprefix(url)}: {event.reason}")
+            except StopIteration as end:
+                source = end.value
+            # Nobody waits for the threads, and none of them goes on reading.
+            deadline = time.monotonic() + 10
+            while any(thread.name == "download" for thread in threading.enumerate()):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        partial.close()
+        return source and source.removeprefix(url), partial, reasons
+
+    def test_headers_without_end_are_no_answer(self, archive: SmallArchive, tmp_path: Path) -> None:
+        mirrors = {"/header": Mirror(drips="header"), "/continue": Mirror(drips="continue")}
+        source, partial, reasons = self.fetch(mirrors, archive, tmp_path)
+        assert source is None
+        assert partial.size == 0
+        assert set(reasons) == {f"{name}: no answer for 0.3 seconds" for name in mirrors}
+
+    def test_a_body_that_drips_is_given_up_even_if_there_is_no_other(
+        self, archive: SmallArchive, content: bytes, tmp_path: Path
+    ) -> None:
+        source, partial, reasons = self.fetch({"/body": Mirror(content, drips="body")}, archive, tmp_path)
+        assert source is None
+        assert partial.size > 0  # kept, for the next run
+        assert re.fullmatch(r"\['/body: it has sent only \d+ bytes in 0\.6 seconds'\]", str(reasons))
+
+    def test_bytes_that_are_there_already_drip_too(self, archive: SmallArchive, content: bytes, tmp_path: Path) -> None:
+        Partial(tmp_path / "cifar10.safetensors", archive.sha256).path.write_bytes(content[:1000])
+        mirror = Mirror(content, drips="body", ranges=False)
+        source, partial, reasons = self.fetch({"/body": mirror}, archive, tmp_path)
+        assert source is None
+        assert partial.size == 1000
+        assert "it has sent only" in reasons[0]
+
+    def test_a_body_that_drips_is_left_for_a_mirror_that_answers_late(
+        self, archive: SmallArchive, content: bytes, tmp_path: Path
+    ) -> None:
+        mirrors = {"/body": Mirror(content, drips="body"), "/late": Mirror(content, waits=0.25)}
+        self.patience = Patience(answer=5.0, silence=1.0, crawl=0.2, crawl_alone=60.0)
+        source, partial, reasons = self.fetch(mirrors, archive, tmp_path)
+        assert source == "/late"
+        assert partial.sha256 == archive.sha256
+        assert all(reason.startswith("/body: it has sent only") for reason in reasons)
+
+
+class TestSecrets:
+    """What lets somebody in is sent to the server, and shown to nobody."""
+
+    def test_the_password_of_a_good_mirror(
+        self,
+        cifarctl: Cifarctl,
+        archive: SmallArchive,
+        content: bytes,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        mirror = Mirror(content)
+        with serving({"/good": mirror}) as url, caplog.at_level(logging.INFO):
+            secret = url.replace("//", "//anna:hunter2@")
+            done = cifarctl(*arguments(secret, ["/good?download=1"], archive.sha256, tmp_path))
+        assert done.code == 0, done.err
+        shown = url.replace("//", "//***@") + "/good?download=1"
+        assert done.json["source"] == shown
+        assert f"Downloading {shown}" in done.err
+        assert mirror.users == [f"Basic {base64.b64encode(b'anna:hunter2').decode()}"]
+        assert "HTTP Request: GET" in caplog.text
+        assert "hunter2" not in done.out + done.err + caplog.text
+
+    def test_passwords_and_tokens_of_bad_mirrors(
+        self, cifarctl: Cifarctl, archive: SmallArchive, tmp_path: Path
+    ) -> None:
+        mirrors = {"/busy": Mirror(status=503), "/other": Mirror(archive.path.read_bytes()[:-8] + bytes(8))}
+        with serving(mirrors) as url:
+            secret = url.replace("//", "//hunter2@")
+            names = ["/busy?X-Amz-Signature=hunter2", "/other?access_token=hunter2&v=1"]
+            done = cifarctl(*arguments(secret, names, archive.sha256, tmp_path))
+        assert done.code == 1
+        assert "/busy?X-Amz-Signature=***: the server answered 503" in done.err
+        assert "/other?access_token=***&v=1: its SHA-256 is" in done.err
+        assert "hunter2" not in done.err
+
+    @pytest.mark.parametrize(
+        ("source", "code", "reason"),
+        [
+            ("ftp://anna:hunter2@127.0.0.1/a", 2, "ftp://***@127.0.0.1/a: no http or https URL"),
+            ("http://anna:hunter2/x@127.0.0.1/a", 1, "http://***@127.0.0.1/a: it is no valid web address"),
+            ("http://anna:hunter2@[::1/a", 1, "http://***@[::1/a: it is no valid web address"),
+        ],
+    )
+    def test_addresses_that_cannot_be_asked(
+        self,
+        cifarctl: Cifarctl,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        source: str,
+        code: int,
+        reason: str,
+    ) -> None:
+        done = cifarctl("download", "--from", source, "--data-dir", tmp_path)
+        assert done.code == code
+        assert reason in done.error
+        assert "hunter2" not in done.err
+        monkeypatch.setenv("CIFARCTL_MIRRORS", source.replace("http", "gopher"))
+        done = cifarctl("download", "--data-dir", tmp_path)
+        assert done.code == 2
+        assert "error: CIFARCTL_MIRRORS: " in done.err
+        assert "hunter2" not in done.err
+
+    @pytest.mark.parametrize(
+        ("source", "shown"),
+        [
+            ("https://host/a?download=1", "https://host/a?download=1"),
+            ("https://host:8080/pkg@1.2/a", "https://host:8080/pkg@1.2/a"),
+            ("https://[::1]:80/pkg@1.2/a", "https://[::1]:80/pkg@1.2/a"),
+            ("HTTPS://token@host/a", "HTTPS://***@host/a"),
+            ("https://anna:p@ss/word@host/a", "https://***@host/a"),
+            ("https://host/a?sig=x%2B&sp=r&X-Goog-Credential=me#key=2", "https://host/a?sig=***&sp=r&X-Goog-Credential=***#key=***"),
+            ("data/anna@home.tar.gz", "data/anna@home.tar.gz"),
+        ],
+    )  # fmt: skip
+    def test_only_what_is_secret_is_hidden(self, source: str, shown: str) -> None:
+        assert redact(source) == shown
 
 
 class TestVerification:

@@ -78,7 +78,8 @@ def download(
         raise UsageError(f"--sha256 {sha256}: not 64 hexadecimal digits")
     if sha256 and not source:
         raise UsageError("--sha256: there is no --from whose digest it could be")
-    if offline and source and all(is_url(each) for each in source):
+    urls = [each for each in source or () if is_url(each)]
+    if offline and source and len(urls) == len(source):
         raise UsageError("--offline: --from names URLs only", hint="--from FILE or DIR")
     output = Output(json=json, quiet=quiet)
     path = Source(data, folder=data_dir).path

@@ -1,9 +1,6 @@
 """The official archives: where they are, how to know them, and how to read them without extracting anything."""
 
-import gzip
 import hashlib
-import tarfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +11,10 @@ import torch
 
 from cifarctl.data.batch_pickle import read_batch
 from cifarctl.data.dataset import Dataset
+from cifarctl.data.targz import MAX_BYTES, read_members
 from cifarctl.errors import DataError
 
 PIXELS = 3 * 32 * 32
-# Either archive unpacks to 186 MB. No more than this is ever unpacked, whatever the sizes in it claim.
-_MAX_UNPACKED_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -113,18 +109,7 @@ def read_archive(archive: Archive, path: Path) -> tuple[Dataset, Dataset]:
     digest: call `sha256_of` first.
     """
     wanted = {f"{archive.folder}/{member}": member for member in archive.members}
-    members: dict[str, bytes] = {}
-    try:
-        with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
-            limited: Any = _Limited(unpacked, path)
-            with tarfile.open(fileobj=limited, mode="r|", bufsize=1 << 18) as tar:
-                for entry in tar:
-                    if entry.name in wanted and (content := tar.extractfile(entry)):
-                        members[wanted[entry.name]] = content.read()
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-            raise
-        raise DataError(f"{path}: not a readable .tar.gz archive ({error})") from None
+    members = {wanted[name]: content for name, content in read_members(path, wanted).items()}
     if missing := [member for member in archive.members if member not in members]:
         raise DataError(f"{path}: no {archive.folder}/{missing[0]} in it, so this is no {archive.name} archive")
     return _decode_all(archive, members, path)
@@ -139,7 +124,7 @@ def read_batches(archive: Archive, folder: Path) -> tuple[Dataset, Dataset]:
     for member in archive.members:
         file = folder / member
         try:
-            if file.stat().st_size > _MAX_UNPACKED_BYTES:
+            if file.stat().st_size > MAX_BYTES:
                 raise DataError(f"{file}: larger than any file of {archive.name}")
             members[member] = file.read_bytes()
         except OSError as error:
@@ -149,22 +134,6 @@ def read_batches(archive: Archive, folder: Path) -> tuple[Dataset, Dataset]:
         if found != digest:
             raise DataError(f"{file}: its {algorithm} is {found}, expected {digest}")
     return _decode_all(archive, members, folder)
-
-
-class _Limited:
-    """A file that ends in an error past a limit, so that no size in a header takes memory unchecked."""
-
-    def __init__(self, file: gzip.GzipFile, path: Path) -> None:
-        self.file, self.path, self.left = file, path, _MAX_UNPACKED_BYTES
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.left -= len(data)
-        if self.left < 0:
-            raise DataError(
-                f"{self.path}: it unpacks to more than {_MAX_UNPACKED_BYTES} bytes, as no CIFAR archive does"
-            )
-        return data
 
 
 def _decode_all(archive: Archive, members: dict[str, bytes], path: Path) -> tuple[Dataset, Dataset]:

@@ -3,7 +3,7 @@
 from cifarctl.data.download.events import Chosen, Event, Failed, Installed, Present, Progress, Waiting
 from cifarctl.data.download.install import install, install_official, official_sources
 from cifarctl.data.download.local import common_places
-from cifarctl.data.download.mirrors import is_url
+from cifarctl.data.download.urls import is_url
 
 __all__ = [
     "Chosen",

@@ -5,12 +5,14 @@ hangs can be left.
 """
 
 import re
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Full, Queue
 from ssl import SSLContext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cifarctl
 from cifarctl.errors import DownloadError
@@ -18,7 +20,7 @@ from cifarctl.errors import DownloadError
 if TYPE_CHECKING:
     import httpx
 
-# For connecting and for each read. Mirrors that merely hang are left earlier, by whoever watches the queue.
+# For connecting and for each read. A mirror that drips is left by whoever watches the queue.
 _TIMEOUT_SECONDS = 15.0
 _MAX_REDIRECTS = 6
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -29,6 +31,13 @@ class Opened:
     """The server answered, with a file of `total` bytes (None: it did not say)."""
 
     total: int | None
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """So many bytes came that are there already: the server knows no ranges, and sends the file from its beginning."""
+
+    size: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ class Broken:
     final: bool
 
 
-Message = Opened | bytes | Ended | Broken
+Message = Opened | bytes | Repeated | Ended | Broken
+_Trace = Callable[[str, Mapping[str, Any]], None]
 
 
 class _Refused(Exception):  # noqa: N818 (it is an answer)
@@ -54,31 +64,46 @@ class _Refused(Exception):  # noqa: N818 (it is an answer)
 class Connection:
     """A running request for `url` from byte `offset` on.
 
-    Its messages come on `queue` as (connection, message): Opened, bytes (empty ones where the server sends what is
-    already there), and at last Ended or Broken.
+    Its messages come on `queue` as (connection, message): Opened, bytes or Repeated, and at last Ended or Broken.
     """
 
     def __init__(self, url: str, offset: int, context: SSLContext, queue: "Queue[tuple[Connection, Message]]") -> None:
         self._url, self._offset, self._context, self._queue = url, offset, context, queue
         self._stopped = threading.Event()
+        self._socket: socket.socket | None = None
+        self._asked = False
         # A daemon, since a read that hangs must not keep the program from ending.
-        threading.Thread(target=self._run, daemon=True, name=f"download {url}").start()
+        threading.Thread(target=self._run, daemon=True, name="download").start()
 
     def stop(self) -> None:
-        """Want no more of it. The thread ends at its next message or timeout, and nobody waits for it."""
+        """Want no more of it. The thread ends soon, and nobody waits for it."""
         self._stopped.set()
+        if self._socket is not None and self._asked:  # or a server that drips would keep the thread in its read
+            with suppress(OSError):
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not TLS's own, which would wait
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Learn the socket, and when the request is sent. httpcore calls this at each step."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._socket = info["return_value"].get_extra_info("socket")
+        elif event.endswith("send_request_headers.complete"):
+            self._asked = True
+            if self._stopped.is_set():
+                self.stop()
 
     def _run(self) -> None:
         import httpx
 
         last: Message = Ended()
         try:
-            for message in _stream(self._url, self._offset, self._context):
+            for message in _stream(self._url, self._offset, self._context, self._trace):
                 if not self._put(message):
                     return
         except _Refused as error:
             last = Broken(str(error), final=True)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        except httpx.InvalidURL:  # whose text may hold a piece of a password
+            last = Broken("it is no valid web address", final=True)
+        except httpx.UnsupportedProtocol as error:
             last = Broken(f"it leads to no web address ({error})", final=True)
         except httpx.TooManyRedirects:
             last = Broken(f"it redirects more than {_MAX_REDIRECTS} times", final=True)
@@ -114,7 +139,7 @@ def make_ssl_context() -> SSLContext:
         ) from None
 
 
-def _stream(url: str, offset: int, context: SSLContext) -> Iterator[Message]:
+def _stream(url: str, offset: int, context: SSLContext, trace: _Trace) -> Iterator[Message]:
     """Opened, then the file's bytes from `offset` on. Proxies are those of the environment."""
     import httpx
 
@@ -122,11 +147,14 @@ def _stream(url: str, offset: int, context: SSLContext) -> Iterator[Message]:
     headers = {"User-Agent": f"cifarctl/{cifarctl.__version__}", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
+    address = httpx.URL(url)
+    user = (address.username, address.password) if address.userinfo else None
+    address = address.copy_with(userinfo=b"")  # httpx logs it
     with (
         httpx.Client(
             verify=context, timeout=_TIMEOUT_SECONDS, follow_redirects=True, max_redirects=_MAX_REDIRECTS
         ) as client,
-        client.stream("GET", url, headers=headers) as response,
+        client.stream("GET", address, headers=headers, auth=user, extensions={"trace": trace}) as response,
     ):
         start, total = _place(response, offset)
         if start != 0:
@@ -139,7 +167,7 @@ def _stream(url: str, offset: int, context: SSLContext) -> Iterator[Message]:
                     raise _Refused("what it sends is no .tar.gz archive")
                 # Only now, since what a web page says of its size is not the archive's.
                 yield Opened(total)
-            yield chunk[max(0, offset - start) :]
+            yield chunk[max(0, offset - start) :] or Repeated(len(chunk))
             start += len(chunk)
 
 

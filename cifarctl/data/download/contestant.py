@@ -3,19 +3,42 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from cifarctl.data.download.connection import Connection
+from cifarctl.data.download.connection import Broken, Connection
+from cifarctl.data.download.urls import redact
 
 # Speeds are means over so long.
 _WINDOW_SECONDS = 5.0
+# Bytes a second. At less than this an archive takes two days.
+_LEAST_SPEED = 1000.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When a mirror is left, in seconds.
+
+    answer: after the request, if the file has not begun: names, connections, redirects and headers included.
+    silence: after its last byte. crawl, crawl_alone: each time in which it has sent less than 1 kB a second; the second
+    one if no other mirror is left.
+    """
+
+    answer: float = 30.0
+    silence: float = 5.0
+    crawl: float = 5.0
+    crawl_alone: float = 60.0
 
 
 @dataclass(eq=False)
 class Mirror:
-    """speed: bytes a second, when it last was measured. barren: connections in a row that brought nothing."""
+    """speed: bytes a second, when it last was measured. barren: connections in a row that brought next to nothing."""
 
     url: str
     speed: float = 0.0
     barren: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The URL for people, without what is secret in it."""
+        return redact(self.url)
 
 
 @dataclass(eq=False)
@@ -23,6 +46,7 @@ class Contestant:
     """A mirror's connection in one round.
 
     base: the place in the file of the first byte in `chunks`. position: the place after the last one.
+    received: new bytes. arrived: bytes since `checked`, also such as were there already.
     """
 
     mirror: Mirror
@@ -33,9 +57,29 @@ class Contestant:
     heard: float
     chunks: list[bytes] = field(default_factory=list)
     received: int = 0
+    arrived: int = 0
+    checked: float = 0.0
     opened: bool = False
     ended: bool = False
     samples: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def find_fault(self, now: float, patience: Patience, *, alone: bool) -> Broken | None:
+        """Why the contestant has to be left by now, if it has. alone: no other mirror could take its place."""
+        if not self.opened:
+            slow = now - self.started > patience.answer
+            return Broken(f"no answer for {patience.answer:g} seconds", final=False) if slow else None
+        if now - self.heard > patience.silence:
+            return Broken(f"it has sent nothing for {patience.silence:g} seconds", final=False)
+        seconds = patience.crawl_alone if alone else patience.crawl
+        if now - self.checked > seconds:
+            if self.arrived < _LEAST_SPEED * seconds:
+                return Broken(f"it has sent only {self.arrived:,} bytes in {seconds:g} seconds", final=alone)
+            self.checked, self.arrived = now, 0
+        return None
+
+    def is_crawling(self, now: float) -> bool:
+        """True if so little has come since the request that this mirror should not be the one."""
+        return self.mean_speed(now) < _LEAST_SPEED
 
     def mean_speed(self, now: float) -> float:
         """Bytes a second since the request, the server's answering time included."""

@@ -1,5 +1,7 @@
 """From wherever the archive is to the data file: one process at a time, verified, and nothing else left behind."""
 
+import os
+import stat
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -11,9 +13,11 @@ from cifarctl.data.archive import Archive, read_archive, read_batches, sha256_of
 from cifarctl.data.cache import archive_digest, write_cache
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.download.events import Event, Failed, Installed, Present, Waiting
-from cifarctl.data.download.local import common_places, find_in
-from cifarctl.data.download.mirrors import fetch, is_url, mirrors_from_environment
+from cifarctl.data.download.local import common_places, find_in, why_none
+from cifarctl.data.download.mirrors import fetch
 from cifarctl.data.download.partial import Partial
+from cifarctl.data.download.urls import is_url, mirrors_from_environment
+from cifarctl.data.targz import MAX_BYTES, find_fault
 from cifarctl.errors import DataError, DownloadError
 
 _Found = tuple[str, int, Dataset, Dataset]  # source, size in bytes, train, test
@@ -127,22 +131,25 @@ def _read_local(
             continue
         copies = list(find_in(archive, Path(source))) if Path(source).is_dir() else [Path(source)]
         if not copies:
-            names = f"{archive.folder} and no {archive.file_names[0]}"
-            failures.append(Failed(source, f"no {names} in this folder"))
+            failures.append(Failed(source, why_none(archive, Path(source))))
             yield failures[-1]
         for copy in copies:
             try:
                 return _read_copy(archive, copy, sha256)
             except DataError as error:
-                failures.append(Failed(str(copy), str(error).removeprefix(f"{copy}: ")))
+                failures.append(_failed(copy, error))
                 yield failures[-1]
     for place in places:
         for copy in find_in(archive, place):
             try:
                 return _read_copy(archive, copy, sha256)
             except DataError as error:
-                yield Failed(str(copy), str(error).removeprefix(f"{copy}: "))
+                yield _failed(copy, error)
     return None
+
+
+def _failed(copy: Path, error: DataError) -> Failed:
+    return Failed(str(copy), str(error).removeprefix(f"{copy}: ").removeprefix(f"{copy}{os.sep}"))
 
 
 def _read_copy(archive: Archive, copy: Path, sha256: str) -> _Found:
@@ -153,11 +160,17 @@ def _read_copy(archive: Archive, copy: Path, sha256: str) -> _Found:
         size = sum((copy / member).stat().st_size for member in archive.members)
         return str(copy), size, *read_batches(archive, copy)
     try:
-        found, size = sha256_of(copy), copy.stat().st_size
+        status = copy.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{copy}: not a regular file")
+        if size > MAX_BYTES:
+            raise DataError(f"{copy}: {size:,} bytes, more than any CIFAR archive has")
+        if (found := sha256_of(copy)) != sha256:
+            fault = find_fault(copy, archive.size if sha256 == archive.sha256 else None)
+            raise DataError(f"{copy}: {fault or f'its SHA-256 is {found}, expected {sha256}'}")
     except OSError as error:
         raise DataError(f"{copy}: {error.strerror}") from None
-    if found != sha256:
-        raise DataError(f"{copy}: its SHA-256 is {found}, expected {sha256}")
     return str(copy), size, *read_archive(archive, copy)
 
 
@@ -188,7 +201,7 @@ def _read_mirrors(
 def _explain(archive: Archive, sources: Sequence[str], failures: list[Failed], partial: Partial) -> DataError:
     """The error for the case that no source gave the archive."""
     hint = "--from URL, FILE or DIR names another source"
-    if partial.size:
+    if partial.size > 50_000:  # 0.1 MB
         hint = f"{partial.size / 1e6:,.1f} MB are kept: the same command goes on there"
     if not failures:
         return DownloadError(

@@ -1,5 +1,6 @@
 """Archives and unpacked folders that are on this machine already: given by the user, or left by other tools."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,33 @@ def find_in(archive: Archive, folder: Path) -> Iterator[Path]:
     for name in archive.file_names:
         if _is_file(folder / name):
             yield folder / name
-    # Keras 3 unpacks into a folder of its own.
-    for candidate in (folder, folder / archive.folder, folder / f"{archive.folder}-target" / archive.folder):
+    for candidate in _folders(archive, folder):
         if all(_is_file(candidate / member) for member in archive.members):
             yield candidate
+
+
+def why_none(archive: Archive, folder: Path) -> str:
+    """Why `find_in` finds nothing in the folder, in words."""
+    for candidate in _folders(archive, folder):
+        if _is_denied(candidate):
+            return f"{candidate}: permission denied"
+        missing = [member for member in archive.members if not _is_file(candidate / member)]
+        if len(missing) < len(archive.members):
+            return f"no file {missing[0]} in {candidate}"
+    return f"no {archive.folder} and no {archive.file_names[0]} in this folder"
+
+
+def _folders(archive: Archive, folder: Path) -> tuple[Path, ...]:
+    """Where an unpacked archive may be. Keras 3 unpacks into a folder of its own."""
+    return folder, folder / archive.folder, folder / f"{archive.folder}-target" / archive.folder
+
+
+def _is_denied(folder: Path) -> bool:
+    try:
+        os.stat(os.path.join(folder, "."))  # noqa: PTH116, PTH118 (a Path drops the dot)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def _is_file(path: Path) -> bool:

@@ -5,7 +5,6 @@ kept, so that a file with a wrong digest can nearly always be laid at one mirror
 is at most a few percent of the archive.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -13,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from ssl import SSLContext
-from urllib.parse import urlsplit
 
-from cifarctl.data.download.connection import Broken, Connection, Ended, Message, Opened, make_ssl_context
-from cifarctl.data.download.contestant import Contestant, Mirror
+from cifarctl.data.download.connection import Broken, Connection, Ended, Message, Opened, Repeated, make_ssl_context
+from cifarctl.data.download.contestant import Contestant, Mirror, Patience
 from cifarctl.data.download.events import Chosen, Failed, Progress
 from cifarctl.data.download.partial import Partial, require_room
-from cifarctl.errors import UsageError
+from cifarctl.data.download.urls import redact
+from cifarctl.data.targz import MAX_BYTES
 
 # So many start at once, and one more joins every second while no one has won.
 _WIDTH = 3
@@ -28,41 +27,27 @@ _JOIN_SECONDS = 1.0
 # TCP needs about eight round trips to come up to speed, which is about this much on a fast line.
 _RACE_BYTES = 8 << 20
 _RACE_SECONDS = 3.0
-# The winner is left when it sends nothing for so long, or over so long only half of what another one showed.
-_STALL_SECONDS = 5.0
-# A mirror is given up after so many connections in a row that brought nothing.
+# The winner is left when it sends over so long only half of what another one showed.
+_COMPARE_SECONDS = 5.0
+# A mirror is given up after so many connections in a row that brought next to nothing.
 _BARREN_CONNECTIONS = 2
 _PAUSE_SECONDS = 1.0
 _LISTEN_SECONDS = 0.25
 _REPORT_SECONDS = 0.1
-# Both archives have 170 MB: a server that claims or sends more than this has something else.
-_MAX_BYTES = 1 << 30
 # The data file is a little larger than the archive: 184.8 MB of 170.5 MB.
 _DATA_FILE_RATIO = 1.1
 _EARLIER = "an earlier run"
-
-
-def is_url(source: str) -> bool:
-    """True for what is fetched, false for what is a path."""
-    return urlsplit(source).scheme.lower() in ("http", "https")
-
-
-def mirrors_from_environment() -> list[str]:
-    """The URLs in $CIFARCTL_MIRRORS, separated by spaces or commas. Raises UsageError on anything else."""
-    urls = os.environ.get("CIFARCTL_MIRRORS", "").replace(",", " ").split()
-    for url in urls:
-        if not is_url(url):
-            raise UsageError(f"CIFARCTL_MIRRORS: {url}: no http or https URL")
-    return urls
+_PATIENCE = Patience()
 
 
 def fetch(
-    urls: Sequence[str], partial: Partial, sha256: str, size: int | None
+    urls: Sequence[str], partial: Partial, sha256: str, size: int | None, patience: Patience = _PATIENCE
 ) -> Generator[Chosen | Progress | Failed, None, str | None]:
     """Complete `partial` from `urls`, which should all give the file whose SHA-256 is `sha256`.
 
-    size: the file's, where it is known beforehand. Returns the URL that gave most of it, or None where no mirror is
-    left; then `partial` holds what a later run can go on with. Raises DataError where the disk cannot hold it,
+    size: the file's, where it is known beforehand. patience: when a mirror is left. Returns the URL that gave most of
+    it, without what is secret in it, or None where no mirror is left; then `partial` holds what a later run can go on
+    with. Raises DataError where the disk cannot hold it,
     DownloadError where the environment names certificates that cannot be read, OSError where `partial` cannot be
     written.
     """
@@ -72,6 +57,7 @@ def fetch(
         sha256,
         size,
         {_EARLIER: partial.size} if partial.size else {},
+        patience,
     )
     if size is not None:
         competition.set_total(size)
@@ -83,7 +69,7 @@ def fetch(
             yield competition.drop_all()
         else:
             given = competition.given
-            return max(given, key=lambda source: (source != _EARLIER, given[source]))
+            return redact(max(given, key=lambda source: (source != _EARLIER, given[source])))
         if not competition.mirrors and competition.aside:
             competition.start_over()
     return None
@@ -114,6 +100,7 @@ class _Competition:
     sha256: str
     known_size: int | None
     given: dict[str, int]
+    patience: Patience
     total: int | None = None
     aside: list[Mirror] = field(default_factory=list)
     alone: bool = False
@@ -135,7 +122,7 @@ class _Competition:
                     self._admit(race, context, time.monotonic())
                 if (winner := race.winner) and winner.chunks:
                     if winner.position - winner.base == winner.received:  # its first ones
-                        yield Chosen(winner.mirror.url, self.partial.size)
+                        yield Chosen(winner.mirror.shown, self.partial.size)
                     self._keep(winner)
                 if winner and winner.ended:
                     self.total = self.partial.size if self.total is None else self.total
@@ -145,8 +132,8 @@ class _Competition:
                 if race.live and now - reported > _REPORT_SECONDS:
                     reported = now
                     leader = max(race.live.values(), key=lambda contestant: contestant.position)
-                    yield Progress(leader.mirror.url, leader.position, self.total or 0, leader.recent_speed(now))
-                if winner and now - race.won > _STALL_SECONDS and self._is_slow(winner, now):
+                    yield Progress(leader.mirror.shown, leader.position, self.total or 0, leader.recent_speed(now))
+                if winner and now - race.won > _COMPARE_SECONDS and self._is_slow(winner, now):
                     return
         finally:
             for contestant in race.live.values():
@@ -163,9 +150,9 @@ class _Competition:
             # The ones that had no part in it are likelier to be good.
             self.mirrors.sort(key=lambda mirror: mirror.url in sources)
             together = f"the SHA-256 of what they gave is {found}, expected {self.sha256}"
-            return Failed(" and ".join(sources), f"{together}: dropped")
+            return Failed(" and ".join(map(redact, sources)), f"{together}: dropped")
         self.mirrors = [mirror for mirror in self.mirrors if mirror.url != sources[0]]
-        return Failed(sources[0], f"its SHA-256 is {found}, expected {self.sha256}")
+        return Failed(redact(sources[0]), f"its SHA-256 is {found}, expected {self.sha256}")
 
     def start_over(self) -> None:
         """Drop the bytes, and what was believed of the file's size."""
@@ -205,24 +192,26 @@ class _Competition:
             if speaker := race.live.get(connection):  # not one that has lost
                 broken += [(speaker, reason)] if (reason := self._hear(speaker, message)) else []
         now = time.monotonic()
-        silence = Broken(f"it has sent nothing for {_STALL_SECONDS:.0f} seconds", final=False)
-        broken += [(c, silence) for c in race.live.values() if c.opened and now - c.heard > _STALL_SECONDS]
+        alone = len(self.mirrors) == 1
+        for contestant in race.live.values():
+            if not broken and (reason := contestant.find_fault(now, self.patience, alone=alone)):
+                broken.append((contestant, reason))
         for contestant, reason in broken:
             contestant.connection.stop()
             del race.live[contestant.connection]
-            yield self._leave(contestant, reason, rivals=list(race.live.values()))
+            yield self._leave(contestant, reason, now, rivals=list(race.live.values()))
 
     def _winner(self, contestants: list[Contestant], since_last: float, *, final: bool) -> Contestant | None:
         """The contestant that has won by now. final: no other one will join."""
         if final and len(contestants) == 1:
             return contestants[0]
-        missing = _MAX_BYTES if self.total is None else self.total - self.partial.size
+        missing = MAX_BYTES if self.total is None else self.total - self.partial.size
         for contestant in contestants:
             if contestant.ended or contestant.received >= min(_RACE_BYTES, missing // 8 + 1):
                 return contestant
         if final and since_last > _RACE_SECONDS:
             best = max(contestants, key=lambda contestant: contestant.received, default=None)
-            return best if best and best.received else None
+            return best if best and not best.is_crawling(time.monotonic()) else None
         return None
 
     def _hear(self, speaker: Contestant, message: Message) -> Broken | None:
@@ -232,24 +221,27 @@ class _Competition:
             case Broken():
                 return message
             case Opened(total):
-                speaker.opened = True
+                speaker.opened, speaker.checked = True, speaker.heard
                 if total is not None:
                     return self._check_total(speaker.mirror, total)
             case Ended():
                 if not speaker.received and self.partial.size != self.total:
                     return Broken("it sends nothing", final=False)
                 speaker.ended = True
-            case bytes() if message:
+            case bytes():
                 speaker.chunks.append(message)
                 speaker.received += len(message)
+                speaker.arrived += len(message)
                 speaker.position += len(message)
                 speaker.samples.append((speaker.heard, len(message)))
-                if speaker.position > (self.total or _MAX_BYTES):
-                    return Broken(f"it sends more than {self.total or _MAX_BYTES:,} bytes", final=True)
+                if speaker.position > (self.total or MAX_BYTES):
+                    return Broken(f"it sends more than {self.total or MAX_BYTES:,} bytes", final=True)
+            case Repeated(size):
+                speaker.arrived += size
         return None
 
     def _check_total(self, mirror: Mirror, total: int) -> Broken | None:
-        if not 0 < total <= _MAX_BYTES:
+        if not 0 < total <= MAX_BYTES:
             return Broken(f"its file has {total:,} bytes", final=True)
         if self.total is None:
             self.set_total(total)
@@ -269,15 +261,15 @@ class _Competition:
         contestant.base = contestant.position
         contestant.chunks.clear()
 
-    def _leave(self, contestant: Contestant, broken: Broken, rivals: list[Contestant]) -> Failed:
+    def _leave(self, contestant: Contestant, broken: Broken, now: float, rivals: list[Contestant]) -> Failed:
         """Go on without the contestant. What it brought is kept where no other one has as much."""
         mirror = contestant.mirror
         if not broken.final and all(contestant.position > rival.position for rival in rivals):
             self._keep(contestant)
-        mirror.barren = 0 if contestant.received else mirror.barren + 1
+        mirror.barren = mirror.barren + 1 if contestant.is_crawling(now) else 0
         if broken.final or mirror.barren >= _BARREN_CONNECTIONS:
             self.mirrors.remove(mirror)
-        return Failed(mirror.url, broken.reason)
+        return Failed(mirror.shown, broken.reason)
 
     def _is_slow(self, winner: Contestant, now: float) -> bool:
         """True where another mirror has shown twice the winner's speed."""

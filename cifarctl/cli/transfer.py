@@ -69,4 +69,7 @@ def _pace(event: "Progress") -> str:
 
 
 def _host(source: str) -> str:
-    return urlsplit(source).hostname or source
+    try:
+        return urlsplit(source).hostname or source
+    except ValueError:  # "[" without "]"
+        return source

@@ -17,14 +17,14 @@ class Patience:
     """When a mirror is left, in seconds.
 
     answer: after the request, if the file has not begun: names, connections, redirects and headers included.
-    silence: after its last byte. crawl, crawl_alone: each time in which it has sent less than 1 kB a second; the second
-    one if no other mirror is left.
+    crawl: if it has sent less than 1 kB a second for so long. alone: instead of these two, if it is the last mirror.
+    silence: after its last byte.
     """
 
     answer: float = 30.0
-    silence: float = 5.0
     crawl: float = 5.0
-    crawl_alone: float = 60.0
+    alone: float = 60.0
+    silence: float = 5.0
 
 
 @dataclass(eq=False)
@@ -66,11 +66,12 @@ class Contestant:
     def find_fault(self, now: float, patience: Patience, *, alone: bool) -> Broken | None:
         """Why the contestant has to be left by now, if it has. alone: no other mirror could take its place."""
         if not self.opened:
-            slow = now - self.started > patience.answer
-            return Broken(f"no answer for {patience.answer:g} seconds", final=False) if slow else None
+            seconds = patience.alone if alone else patience.answer
+            late = now - self.started > seconds
+            return Broken(f"no answer for {seconds:g} seconds", final=alone) if late else None
         if now - self.heard > patience.silence:
             return Broken(f"it has sent nothing for {patience.silence:g} seconds", final=False)
-        seconds = patience.crawl_alone if alone else patience.crawl
+        seconds = patience.alone if alone else patience.crawl
         if now - self.checked > seconds:
             if self.arrived < _LEAST_SPEED * seconds:
                 return Broken(f"it has sent only {self.arrived:,} bytes in {seconds:g} seconds", final=alone)

@@ -22,14 +22,12 @@ from cifarctl import wording
 from cifarctl.cli import completion
 from cifarctl.data.cache import archive_digest, write_cache
 from cifarctl.data.dataset import Dataset
-from cifarctl.data.download import is_url
+from cifarctl.data.download import common_places, is_url
 from cifarctl.hardware import is_out_of_memory
 from cifarctl.shell import command_line
 
 from py2_pickle import SmallArchive
 from support import Cifarctl, MadeOnce, Result
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Windows is imitated with Linux's /proc")
 
 FEW = ("--limit", 200, "--val-size", 50, "--batch-size", 50, "--device", "cpu")
 HOSTILE_CLASSES = ("cat: a?", "n/a")
@@ -119,6 +117,7 @@ def windows(made_once: MadeOnce, archive: SmallArchive) -> Session:
     return Session(made_once("windows", lambda folder: run_as_windows(folder, archive)))
 
 
+@pytest.mark.needs("/proc")
 def test_every_command_starts_and_says_what_is_wrong(windows: Session) -> None:
     assert windows["help"].code == windows["version"].code == 0
     assert "predict" in windows["help"].out
@@ -127,16 +126,19 @@ def test_every_command_starts_and_says_what_is_wrong(windows: Session) -> None:
     assert "--epochs" in windows["usage"].error
 
 
+@pytest.mark.needs("/proc")
 def test_no_command_ends_in_a_traceback_or_an_internal_error(windows: Session) -> None:
     said = "".join(windows[name].err for name in json.loads((windows.folder / "plan.json").read_text(encoding="utf-8")))
     assert "Traceback" not in said
     assert "internal error" not in said
 
 
+@pytest.mark.needs("/proc")
 def test_no_temporary_file_is_left_anywhere(windows: Session) -> None:
     assert [path for path in windows.folder.rglob("*") if ".part" in path.name] == []
 
 
+@pytest.mark.needs("/proc")
 def test_a_file_that_another_program_has_mapped_is_whole_and_can_be_replaced_later(
     windows: Session, archive: SmallArchive
 ) -> None:
@@ -152,6 +154,7 @@ def test_a_file_that_another_program_has_mapped_is_whole_and_can_be_replaced_lat
     assert f"{windows.folder / 'answers.csv'}: cannot be replaced" in windows["to a file in use"].error
 
 
+@pytest.mark.needs("/proc")
 def test_ctrl_break_saves_the_run_and_the_hint_can_be_pasted(windows: Session) -> None:
     stopped, run = windows["interrupted"], windows.folder / "my runs" / "clf"
     assert stopped.code == 128 + 21
@@ -162,6 +165,7 @@ def test_ctrl_break_saves_the_run_and_the_hint_can_be_pasted(windows: Session) -
     assert "epoch 1/2" not in windows["resumed"].err
 
 
+@pytest.mark.needs("/proc")
 def test_training_measuring_and_drawing_write_their_files(windows: Session) -> None:
     for name in ("own images", "evaluate", "compare", "train-ae", "reconstruct"):
         assert windows[name].code == 0, windows[name].err
@@ -172,12 +176,14 @@ def test_training_measuring_and_drawing_write_their_files(windows: Session) -> N
     assert b"\r" not in page
 
 
+@pytest.mark.needs("/proc")
 def test_what_is_named_after_classes_and_folders_gets_a_name_that_windows_takes(windows: Session) -> None:
     assert sorted(path.name for path in (windows.folder / "made").iterdir()) == ["0000-0-cat--a-.png", "0001-1-n-a.png"]
     folders = sorted(path.name for path in (windows.folder / "plots of two").iterdir())
     assert folders == ["0-own images-test", "1-own images-test"]
 
 
+@pytest.mark.needs("/proc")
 def test_every_format_is_utf8_also_where_the_code_page_is_not(windows: Session) -> None:
     paths = sorted(str(windows.folder / "photos" / name) for name in PHOTOS)
     assert sorted(json.loads(line)["path"] for line in windows["jsonl"].out.splitlines()) == paths
@@ -188,6 +194,7 @@ def test_every_format_is_utf8_also_where_the_code_page_is_not(windows: Session) 
         assert sorted(row["path"] for row in csv.DictReader(file)) == paths
 
 
+@pytest.mark.needs("/proc")
 def test_paths_on_stdin_are_read_as_powershell_and_cmd_write_them(windows: Session) -> None:
     path = str(windows.folder / "photos" / PHOTOS[0])
     for name, count in (("paths, PowerShell", 2), ("paths, cmd", 1)):
@@ -195,22 +202,26 @@ def test_paths_on_stdin_are_read_as_powershell_and_cmd_write_them(windows: Sessi
         assert [json.loads(line)["path"] for line in windows[name].out.splitlines()] == [path] * count
 
 
+@pytest.mark.needs("/proc")
 def test_a_folder_is_no_file_to_write_to(windows: Session) -> None:
     assert windows["to a folder"].code == 1
     assert f"{windows.folder / 'photos'}: Is a directory" in windows["to a folder"].error
 
 
+@pytest.mark.needs("/proc")
 def test_a_reader_that_has_gone_ends_the_program_quietly(windows: Session) -> None:
     for name in ("predict, unread", "help, unread"):
         assert (windows[name].code, windows[name].err) == (141, "")
 
 
+@pytest.mark.needs("/proc")
 def test_work_goes_on_where_nobody_reads_the_messages(windows: Session) -> None:
     assert windows["unheard"].code == 0
     assert windows["unheard"].json["epochs"] == 1
     assert windows["usage, unheard"].code == 2
 
 
+@pytest.mark.needs("byte names")
 def test_a_users_files_give_names_that_every_system_takes(cifarctl: Cifarctl, tmp_path: Path) -> None:
     photo = tmp_path / "shot 12:30?.png"
     Image.new("RGB", (32, 32)).save(photo)
@@ -254,6 +265,16 @@ def test_a_drive_is_no_scheme(source: str, expected: bool) -> None:
     assert is_url(source) is expected
 
 
+def test_a_user_without_a_home_has_fewer_places_for_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail() -> Path:  # as `Path.home` does where neither USERPROFILE nor HOMEPATH is set
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    assert common_places(tmp_path) == (tmp_path, Path(), Path("data"), Path("datasets"))
+
+
 def test_memory_that_windows_refuses_is_out_of_memory() -> None:
     # torch's c10/core/impl/alloc_cpu.cpp, where there is no posix_memalign.
-    assert is_out_of_memory(RuntimeError("data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."))
+    assert is_out_of_memory(
+        RuntimeError("data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")
+    )

@@ -95,14 +95,14 @@ def make_console(stream: IO[str]) -> "Console":
     """A rich console on `stream`: plain text unless it is an interactive terminal."""
     from rich.console import Console
 
-    class PlainConsole(Console):
+    class OutputConsole(Console):
         def on_broken_pipe(self) -> None:
             """Pass the error on. Rich would silence stdout and end the program, whichever stream it was."""
             raise  # the one that is being handled
 
     if is_interactive(stream):
-        return PlainConsole(file=stream)
-    return PlainConsole(file=stream, force_terminal=False, no_color=True, color_system=None)
+        return OutputConsole(file=stream)
+    return OutputConsole(file=stream, force_terminal=False, no_color=True, color_system=None)
 
 
 def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> None:

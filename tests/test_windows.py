@@ -25,6 +25,7 @@ from cifarctl.data.dataset import Dataset
 from cifarctl.data.download import common_places, is_url
 from cifarctl.hardware import is_out_of_memory
 from cifarctl.shell import command_line
+from cifarctl.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 
 from py2_pickle import SmallArchive
 from support import Cifarctl, MadeOnce, Result
@@ -152,6 +153,21 @@ def test_a_file_that_another_program_has_mapped_is_whole_and_can_be_replaced_lat
     assert archive_digest(data) == archive.sha256
     assert windows["to a file"].code == 0
     assert f"{windows.folder / 'answers.csv'}: cannot be replaced" in windows["to a file in use"].error
+
+
+@pytest.mark.needs("/proc")
+def test_a_checkpoint_that_was_read_is_not_in_use(tmp_path: Path) -> None:
+    from windows_like import check_unused  # here, since Windows itself has not all that it imports
+
+    model, path = torch.nn.Linear(8, 8), tmp_path / "checkpoint.safetensors"
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    copies = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for _ in range(2)]
+    save_checkpoint(path, TrainingState(best=copies[0], ema=copies[1]), model, optimizer)
+    state = load_checkpoint(path, model, optimizer, torch.device("cpu"))
+    check_unused(path)
+    assert state.best.keys() == state.ema.keys() == copies[0].keys()
 
 
 @pytest.mark.needs("/proc")

@@ -47,22 +47,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-UNIX_ONLY_MODULES = (
-    *(
+UNIX_ONLY_MODULES = frozenset(
+    [
+        "crypt",
+        "curses",
         "fcntl",
-        "pwd",
         "grp",
+        "posix",
+        "pty",
+        "pwd",
+        "readline",
         "resource",
+        "spwd",
+        "syslog",
         "termios",
         "tty",
-        "pty",
-        "posix",
-        "syslog",
-        "readline",
-        "curses",
-        "crypt",
-        "spwd",
-    ),
+    ]
 )
 # Of `os`: what the reference marks with "Availability: Unix", and so is no attribute on Windows.
 UNIX_ONLY_OS = re.compile(
@@ -72,7 +72,9 @@ UNIX_ONLY_OS = re.compile(
     |openpty|ttyname|ctermid|tc[gs]etpgrp|login_tty|pipe2|nice|kill(pg)|wait|wait3|wait4|waitid|W[A-Z]+|sched_\w+|SCHED_\w+
     |register_at_fork|memfd_create|eventfd\w*|\w+xattr|XATTR_\w+|copy_file_range|pidfd_open|plock|f?chflags|unshare|setns
     |O_(NONBLOCK|NDELAY|CLOEXEC|NOFOLLOW|DIRECTORY|SYNC|DSYNC|RSYNC|NOCTTY|ASYNC|DIRECT|LARGEFILE|NOATIME|PATH|TMPFILE)
-    |F_\w+|EX_(?!OK)\w+|PRIO_\w+|RTLD_\w+|ST_\w+|P_(ALL|PID|PGID|PIDFD)|SEEK_(HOLE|DATA)|GRND_\w+|MFD_\w+|EFD_\w+|CLONE_\w+
+    |F_(?!OK)\w+|EX_(?!OK)\w+|PRIO_\w+|RTLD_\w+|ST_\w+|P_(ALL|PID|PGID|PIDFD)|SEEK_(HOLE|DATA)|GRND_\w+|MFD_\w+|EFD_\w+|CLONE_\w+
+    |(CLD|POSIX|RWF|SPLICE)_\w+|O_(ACCMODE|FSYNC)|P_NOWAITO|environb|getenvb|fwalk|spawn[lv]pe?|NGROUPS_MAX
+    |(sysconf|confstr|pathconf)_names
     """,
     re.VERBOSE,
 )

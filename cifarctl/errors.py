@@ -29,6 +29,10 @@ class DownloadError(DataError):
     """No source gave the archive."""
 
 
+class FileInUseError(CifarctlError):
+    """A file cannot be replaced, since another program uses it. So on Windows alone."""
+
+
 class ImageError(CifarctlError):
     """One image cannot be decoded. Others are unaffected."""
 

@@ -2,18 +2,23 @@
 
 import errno
 import os
+import re
+import secrets
 import sys
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cifarctl.errors import FileInUseError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 _MARK = ".part"  # in the names of files that are being written
+_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds; Windows' virus scanners and indexers let go of a file within them
 
 
 @contextmanager
@@ -22,32 +27,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Whatever fails inside leaves `path` as it was and no temporary file behind.
     A link's target is replaced, not the link; a device or a pipe (/dev/null, /dev/stdout) is written to as it is.
-    Raises OSError where the folder cannot be made or written; that of a full disk names `path`.
+    Raises OSError where the folder cannot be made or written, FileInUseError where, on Windows, another program uses
+    the file at `path`. Both name `path`.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
         yield path
         return
     path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Same suffix, since some writers (matplotlib, Pillow) choose the format by it.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f"{_MARK}{path.suffix}")
-    os.close(descriptor)
-    temporary = Path(name)
+    # Same suffix, since some writers (matplotlib, Pillow) choose the format by it. Not tempfile's: that makes the file
+    # private, and in a folder of Windows that cannot be written it tries 10,000 names.
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{_MARK}{path.suffix}")
     try:
+        temporary.open("xb").close()
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows' fsync fails where the file was opened for reading
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private; a result is as readable as any other file
-        temporary.replace(path)
-        if sys.platform != "win32":  # which cannot open a folder; elsewhere, power loss could undo the renaming
+        if sys.platform == "win32":  # which cannot open a folder
+            _replace_unused(temporary, path)
+        else:
+            temporary.replace(path)
+            # Else power loss could undo the renaming.
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):  # the error that matters is the first one
+            temporary.unlink(missing_ok=True)
+        of_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, OSError) and (of_disk or error.filename == str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
@@ -55,7 +67,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def remove_temporary(folder: Path) -> None:
     """Remove what processes that were killed have left in `folder` of the files that they were writing."""
     for path in folder.glob(f".*-????????{_MARK}*"):
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # on Windows: a running process has it open
+            path.unlink(missing_ok=True)
+
+
+def portable_name(text: str) -> str:
+    """`text` as a part of a file's name: without what Windows refuses there, or (`:`) hides inside another file."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text)
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
@@ -71,10 +89,22 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to read it but to set it
-    os.umask(mask)
-    return mask
+def _replace_unused(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path` on Windows. Raises OSError; FileInUseError where it is refused again and again."""
+    for pause in (*_PAUSES, 0):
+        try:
+            temporary.replace(path)
+            return
+        except OSError as error:
+            # Open, or read-only: ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION. Mapped: ERROR_USER_MAPPED_FILE, for
+            # which Python has no errno of its own.
+            if error.errno not in (errno.EACCES, errno.EINVAL):
+                raise
+        time.sleep(pause)
+    raise FileInUseError(
+        f"{path}: cannot be replaced: another program has it open, or it is read-only",
+        hint="close the program that uses it, and try again",
+    )

@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -119,8 +120,10 @@ def reuse_memory() -> None:
     A training step frees and asks for the same sizes over and over, and pages that come fresh from the kernel are
     faulted in one by one: 1272 -> 1354 images/s for the classifier on two Xeon cores.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
+    if (c_library := _c_library()) is None:
+        return
+    with contextlib.suppress(AttributeError):
+        mallopt = c_library.mallopt
         # Blocks of more than 32 MiB, as activations are, are else mapped one by one, and unmapped as soon as freed: no
         # threshold can be higher. 498 -> 485 ms a step at 24 pixels, batch 512, on two EPYC cores.
         mallopt(_M_MMAP_MAX, 0)
@@ -136,8 +139,17 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(AttributeError):
+        if c_library := _c_library():
+            c_library.malloc_trim(0)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    """The C library that this process has loaded; None on Windows, where CDLL(None) raises TypeError."""
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(None)
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -146,7 +158,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    texts = ("can't allocate memory", "MPS backend out of memory")
+    # What a CPU's allocator says on POSIX and on Windows, and a Mac's GPU.
+    texts = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 

@@ -76,4 +76,6 @@ def format_p_value(value: float) -> str:
 def model_name(path: str) -> str:
     """A run's folder rather than the file in it, and no path of the installation."""
     file = Path(path)
-    return f"the pretrained {file.stem}" if file.parent == PRETRAINED else path.removesuffix("/model.safetensors")
+    if file.parent == PRETRAINED:
+        return f"the pretrained {file.stem}"
+    return str(file.parent) if file.name == "model.safetensors" and file.parent.name else path

@@ -1,5 +1,6 @@
 """What all commands share: help that is fast, one line for what goes wrong, and the same program under both names."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 import cifarctl as package
 
-from support import Cifarctl
+from support import Cifarctl, command
 
 COMMANDS = ("download", "train-ae", "train-clf", "evaluate", "reconstruct", "predict")
 
@@ -133,3 +134,12 @@ class TestCompletion:
     )
     def test_tab_offers_what_fits(self, offered: Callable[[str], list[str]], line: str, offers: list[str]) -> None:
         assert offered(line) == offers
+
+
+def test_work_goes_on_when_nobody_reads_the_messages(tmp_path: Path) -> None:
+    reader, messages = os.pipe()
+    os.close(reader)
+    line = [command(), "predict", str(tmp_path), "--format", "json"]
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=messages, text=True, timeout=100, check=False)
+    os.close(messages)
+    assert (done.returncode, done.stdout) == (0, "[]\n")

@@ -12,7 +12,7 @@ import typer
 import cifarctl
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
-from cifarctl.cli.output import report_error, write_line
+from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, write_line
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
 from cifarctl.cli.train_ae import train_ae
@@ -69,6 +69,8 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("CIFARCTL_DEBUG"):
             raise
+        if isinstance(error, OSError) and is_reader_gone(error) and is_stdout_unread():  # of --help, for one
+            return BROKEN_PIPE
         code, message, hint = _explain(error)
         if number := process_number():
             if isinstance(error, Interrupted):  # the first process says so
@@ -110,4 +112,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+            # A code page of 256 characters, on Windows. Python 3.15 writes UTF-8 as well (PEP 686).
+            if sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8")
     sys.exit(run())

@@ -1,5 +1,6 @@
 """What the shell offers after Tab. Runs at every press of it, so nothing here imports torch or walks a tree."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -14,7 +15,7 @@ def complete_model(incomplete: str) -> list[str]:
     found = [kind for kind in get_args(models.Kind) if kind.startswith(incomplete)]
     for path in _starting_with(incomplete):
         if path.is_dir():
-            found.append(str(path) if (path / "model.safetensors").is_file() else f"{path}/")
+            found.append(str(path) if (path / "model.safetensors").is_file() else f"{path}{os.sep}")
         elif path.suffix == ".safetensors":
             found.append(str(path))
     return found
@@ -23,7 +24,7 @@ def complete_model(incomplete: str) -> list[str]:
 def complete_data(incomplete: str) -> list[str]:
     """Data sets by name, and folders."""
     names = [name for name in _DATA if name.startswith(incomplete)]
-    return names + [f"{path}/" for path in _starting_with(incomplete) if path.is_dir()]
+    return names + [f"{path}{os.sep}" for path in _starting_with(incomplete) if path.is_dir()]
 
 
 def complete_arch(kind: models.Kind) -> Callable[[str], list[str]]:
@@ -33,11 +34,9 @@ def complete_arch(kind: models.Kind) -> Callable[[str], list[str]]:
 
 def _starting_with(incomplete: str) -> list[Path]:
     """The visible entries of a folder whose paths start so, sorted."""
-    folder, prefix = Path(incomplete), ""
-    if not incomplete.endswith("/"):
-        folder, prefix = folder.parent, folder.name
+    folder, prefix = os.path.split(incomplete)
     try:
-        entries = sorted(folder.iterdir())
+        entries = sorted(Path(folder).iterdir())
     except OSError:
         return []
     return [path for path in entries if path.name.startswith(prefix) and (prefix or not path.name.startswith("."))]

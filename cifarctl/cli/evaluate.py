@@ -13,6 +13,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import UsageError
+from cifarctl.files import portable_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -105,7 +106,7 @@ def evaluate(
             for number, subject in enumerate(subjects):
                 if several:
                     output.status(f"Measuring {model_name(str(subject.path))} on {name} …")
-                figures = plots / f"{number}-{subject.source.name}-{name}" if plots and several else plots
+                figures = _figure_folder(plots, number, subject.source.name, name) if plots and several else plots
                 images = subject.source.load(name).to(chosen_device)
                 wanted = Wanted(tta, figures, _REPORT_IMAGES // count if report else 0, ranks)
                 measured.append(measure(subject, name, images, wanted))
@@ -141,6 +142,11 @@ def evaluate(
     if below:
         report_error("; ".join(below))
         raise typer.Exit(BELOW_THRESHOLD)
+
+
+def _figure_folder(plots: Path, number: int, data: str, split: str) -> Path:
+    """Where the figures of one of several models and splits go. data: a name, or a folder's path."""
+    return plots / portable_name(f"{number}-{Path(data).resolve().name}-{split}")
 
 
 def _tables(result: dict[str, Any], classes: tuple[str, ...]) -> "list[Callable[[], RenderableType]]":

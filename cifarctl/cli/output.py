@@ -2,6 +2,7 @@
 it is shown.
 """
 
+import errno
 import json
 import os
 import sys
@@ -48,8 +49,10 @@ class Output:
             return
         try:
             self.stderr.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-        except BrokenPipeError:  # nobody listens any more; the work goes on
-            self.quiet = True
+        except OSError as error:
+            if not is_reader_gone(error):
+                raise
+            self.quiet = True  # nobody listens any more; the work goes on
             _silence(sys.stderr)
 
     def result(self, value: Any, *tables: "Callable[[], RenderableType]") -> None:
@@ -92,9 +95,14 @@ def make_console(stream: IO[str]) -> "Console":
     """A rich console on `stream`: plain text unless it is an interactive terminal."""
     from rich.console import Console
 
+    class OutputConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Pass the error on. Rich would silence stdout and end the program, whichever stream it was."""
+            raise  # the one that is being handled
+
     if is_interactive(stream):
-        return Console(file=stream)
-    return Console(file=stream, force_terminal=False, no_color=True, color_system=None)
+        return OutputConsole(file=stream)
+    return OutputConsole(file=stream, force_terminal=False, no_color=True, color_system=None)
 
 
 def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> None:
@@ -108,9 +116,27 @@ def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> Non
         stream.flush()
     except OSError as error:
         _silence(stream)
-        if isinstance(error, BrokenPipeError):
+        if is_reader_gone(error):
             raise typer.Exit(BROKEN_PIPE) from None
         raise
+
+
+def is_reader_gone(error: OSError) -> bool:
+    """Whether a write failed since nobody reads the pipe. Windows often says EINVAL then: see `subprocess.Popen`'s
+    `_stdin_write`.
+    """
+    codes = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
+    return error.errno in codes
+
+
+def is_stdout_unread() -> bool:
+    """Whether something is still to be written to stdout and cannot be. It is dropped then."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence(sys.stdout)
+        return True
+    return False
 
 
 def _silence(stream: IO[str]) -> None:
@@ -127,4 +153,7 @@ def report_error(message: str, hint: str | None = None) -> None:
     """The one form of every failure: a line `error: …`, and a line `hint: …` where there is one."""
     for label, text in (("error", message), ("hint", hint)):
         if text:
-            print(f"{label}: {printable(text)}", file=sys.stderr)
+            try:
+                print(f"{label}: {printable(text)}", file=sys.stderr, flush=True)
+            except OSError:  # nobody hears it; the exit code is left
+                _silence(sys.stderr)

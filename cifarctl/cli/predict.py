@@ -1,10 +1,11 @@
 """`cifarctl predict`."""
 
+import codecs
 import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -125,14 +126,24 @@ def _paths(arguments: list[str]) -> Iterator[Path]:
     """The arguments' paths; `-` stands for one a line on stdin, read as they are needed."""
     for argument in arguments:
         if argument == "-":
-            # File names are bytes; undecodable ones survive the round trip as surrogates.
             for line in sys.stdin.buffer:
                 if name := line.rstrip(b"\r\n"):
-                    yield Path(name.decode(sys.getfilesystemencoding(), "surrogateescape"))
+                    yield Path(_decoded(name))
         elif argument:
             yield Path(argument)
         else:  # Path("") is the current folder, which an unset variable of a shell script does not mean
             raise UsageError("IMAGE: an empty name")
+
+
+def _decoded(name: bytes) -> str:
+    """A path as other programs write it into a pipe."""
+    if sys.platform == "win32":  # PowerShell's in UTF-8, with a mark before the first; cmd's in the console's code page
+        with suppress(UnicodeDecodeError):
+            return name.removeprefix(codecs.BOM_UTF8).decode()
+        return name.decode("oem", "replace")
+    else:  # noqa: RET505 (mypy knows platforms by such blocks)
+        # Names are bytes; undecodable ones survive the round trip as surrogates.
+        return name.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def _classify(

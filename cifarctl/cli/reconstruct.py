@@ -113,7 +113,7 @@ def reconstruct(
     outputs = decode(autoencoder, vectors[: len(images)]).cpu()
     decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
     if out:
-        _write(images, outputs, names, out)
+        _write(images, outputs, names, out, stems=[Path(name).stem for name in names] if image else names)
     if show:
         from cifarctl.cli.preview import show_images
 
@@ -157,7 +157,7 @@ def _read_files(paths: list[Path], failures: list[str]) -> "tuple[Tensor, list[s
     return torch.from_numpy(np.stack(decoded)), names
 
 
-def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path) -> None:
+def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path, stems: list[str]) -> None:
     if out.suffix:
         from cifarctl import plots
 
@@ -165,10 +165,9 @@ def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path) -> 
         return
     from PIL import Image
 
-    from cifarctl.files import atomic_path
+    from cifarctl.files import atomic_path, portable_name
 
-    for i, (output, name) in enumerate(zip(outputs, names, strict=True)):
-        stem = Path(name).stem if name else str(i)
+    for i, (output, stem) in enumerate(zip(outputs, stems, strict=True)):
         pixels = (output * 255).round().byte().permute(1, 2, 0).numpy()
-        with atomic_path(out / f"{i:04d}-{stem.replace(' ', '-')}.png") as temporary:
+        with atomic_path(out / portable_name(f"{i:04d}-{stem.replace(' ', '-')}.png")) as temporary:
             Image.fromarray(pixels).save(temporary)

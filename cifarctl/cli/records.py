@@ -29,7 +29,7 @@ def open_writer(format: str, out: Path | None, top_k: int) -> Iterator[Writer]:
         return
     with (
         atomic_path(out) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as stream,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
         _formatted(format, stream, top_k) as write,
     ):
         yield write

@@ -1,6 +1,5 @@
 """What `train-ae` and `train-clf` share: from options to a run, and a run's events to the terminal."""
 
-import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from cifarctl.cli.options import remark_unproven
 from cifarctl.cli.output import Output
 from cifarctl.distributed import may_restart, process_number, restarts
 from cifarctl.errors import Interrupted, TrainingError, UsageError
+from cifarctl.shell import command_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,7 +60,8 @@ def run_training(
             summary = _show(train(options, out, resume=resume, overwrite=overwrite), output)
     except (Interrupted, TrainingError) as error:
         if (out / "config.json").exists():
-            error.hint = error.hint or f"go on with: cifarctl {command} --out {shlex.quote(str(out))} --resume"
+            again = command_line(["cifarctl", command, "--out", str(out), "--resume"])
+            error.hint = error.hint or f"go on with: {again}"
         raise
     output.result(summary, lambda: _summary_table(summary))
 

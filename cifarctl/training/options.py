@@ -1,6 +1,5 @@
 """What a training run is asked to do: every option, which of them fit together, and the recipe that they lead to."""
 
-import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from cifarctl import models
 from cifarctl.data import Source
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Device, Precision, select_device, select_precision
+from cifarctl.shell import command_line
 from cifarctl.training import recipes
 from cifarctl.training.recipes import ClassifierRecipe, Recipe
 
@@ -83,7 +83,7 @@ class TrainOptions:
         words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
         for name, value in given.items():
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        return shlex.join(words)
+        return command_line(words)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], path: Path) -> "TrainOptions":

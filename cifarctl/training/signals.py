@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM while a run goes on: heeded at the end of a training step, and at once outside of training."""
+"""Signals that end a run: SIGINT, SIGTERM and Windows' SIGBREAK. They are heeded at the end of a training step, and at
+once outside of training.
+"""
 
 import signal
 import threading
@@ -10,12 +12,13 @@ from typing import NoReturn
 
 from cifarctl.errors import Interrupted
 
+# SIGBREAK is Ctrl-Break, and what a console sends that closes; nobody can send SIGTERM on Windows.
+_HEEDED = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+
 
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM are noted in the list instead of ending the process; a second SIGINT ends it at
-    once.
-    """
+    """Inside, the signals are noted in the list instead of ending the process; a second SIGINT ends it at once."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -29,7 +32,7 @@ def deferred_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def raised_signals() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise Interrupted."""
+    """Inside, the signals raise Interrupted."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (what handlers are given)
         raise Interrupted(number, f"{signal.Signals(number).name} outside of training")
@@ -43,7 +46,7 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handler) for number in _HEEDED}
     try:
         yield
     finally:

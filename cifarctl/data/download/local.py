@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cifarctl.data.archive import Archive
@@ -9,9 +10,10 @@ from cifarctl.data.archive import Archive
 
 def common_places(data_folder: Path) -> tuple[Path, ...]:
     """Where tools and people keep CIFAR: torchvision's tutorials in ./data, Keras in ~/.keras/datasets."""
-    home = Path.home()
-    here = (Path(), Path("data"), Path("datasets"))
-    places = (data_folder, *here, home / "data", home / "datasets", home / ".keras" / "datasets")
+    places = [data_folder, Path(), Path("data"), Path("datasets")]
+    with suppress(RuntimeError):  # a user without a home
+        home = Path.home()
+        places += [home / "data", home / "datasets", home / ".keras" / "datasets"]
     return tuple({place.resolve(): place for place in reversed(places)}.values())[::-1]
 
 

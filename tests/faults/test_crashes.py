@@ -58,7 +58,7 @@ class TestKill:
         resume = installed if thorough else cifarctl  # in this process, which is faster
         random_moments = random.Random(0)
         killed_while_saving = 0
-        for i in range(20 if thorough else 2):
+        for i in range(20 if thorough else 1):
             broken = tmp_path / f"broken {i}"
             process = start(*RUN, "--out", broken)
             wait_for_line(process, "400 images")
@@ -106,6 +106,7 @@ def wait_for_temporary_file(folder: Path) -> None:
 
 @pytest.mark.needs("POSIX")
 class TestSignals:
+    @pytest.mark.thorough
     def test_sigterm_ends_a_run_whatever_it_does(self, cifarctl: Cifarctl, whole: Path, tmp_path: Path) -> None:
         """At the start, while training, and while the test split is measured. (SIGINT: tests/test_training.py.)"""
         out, number = tmp_path / "run", signal.SIGTERM

@@ -166,6 +166,7 @@ def test_two_machines_end_with_one_model(tmp_path: Path) -> None:
     assert json.loads((run / "config.json").read_text())["processes"] == 2
 
 
+@pytest.mark.thorough
 def test_a_restart_must_find_the_run() -> None:
     command = [*TORCHRUN, "--max-restarts", "1", "-m", "cifarctl", "train-clf", *QUICK]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
@@ -173,6 +174,7 @@ def test_a_restart_must_find_the_run() -> None:
     assert "error: torchrun --max-restarts: a restart must find the run" in done.stderr
 
 
+@pytest.mark.thorough
 def test_what_is_not_shared_out_is_done_once(photos: Path, autoencoder_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid.png"
     done = run_torchrun("reconstruct", str(photos), "-m", str(autoencoder_run), "-o", str(out))
@@ -181,6 +183,7 @@ def test_what_is_not_shared_out_is_done_once(photos: Path, autoencoder_run: Path
     assert out.exists()
 
 
+@pytest.mark.thorough
 def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> None:
     arguments = ("train-clf", *QUICK, "--batch-size", "101", "--out", str(tmp_path / "run"))
     done = run_torchrun(*arguments)
@@ -190,6 +193,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(tmp_path: Path) -> Non
     assert "Traceback (most recent call last):\n  File" not in done.stderr.split("torch/distributed")[0]
 
 
+@pytest.mark.thorough
 def test_predict_writes_one_result_in_the_order_of_its_input(
     photos: Path, classifier_run: Path, tmp_path: Path, installed: Cifarctl
 ) -> None:
@@ -205,6 +209,7 @@ def test_predict_writes_one_result_in_the_order_of_its_input(
     assert run_torchrun("predict", "-", *options, stdin=stdin).stdout.splitlines() == alone.out.splitlines()[:30]
 
 
+@pytest.mark.thorough
 def test_evaluate_measures_the_same(classifier_run: Path, installed: Cifarctl) -> None:
     arguments = ("evaluate", "-m", str(classifier_run), "--json")
     alone, together = installed(*arguments).json, json.loads(run_torchrun(*arguments).stdout)

@@ -30,7 +30,11 @@ _FORMATS: dict[str, Literal["jsonl", "json", "csv"]] = {".json": "json", ".csv":
 
 def predict(
     image: Annotated[
-        list[str], typer.Argument(metavar="IMAGE|DIR|-...", help="Files, folders, or - for one path a line on stdin.")
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|DIR|-...",
+            help="Files, folders, - for one path a line on stdin, or example, a picture that comes with cifarctl.",
+        ),
     ],
     model: opt.ClassifierPath = None,
     top_k: Annotated[
@@ -74,6 +78,7 @@ def predict(
     error, the others are not affected, and the exit code is 1.
 
     Examples:
+      cifarctl predict example --show
       cifarctl predict photo.jpg
       find . -name '*.png' | cifarctl predict - -m runs/clf
     """

@@ -19,7 +19,11 @@ _MAX_COUNT = 240
 
 def reconstruct(
     image: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE|DIR]...", help="Image files. Default: images of a split.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[IMAGE|DIR]...",
+            help="Files, folders, or example, a picture that comes with cifarctl. Default: images of a split.",
+        ),
     ] = None,
     model: opt.AutoencoderPath = None,
     data: opt.ModelsData = None,

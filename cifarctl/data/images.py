@@ -25,6 +25,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks o
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
 SIDE = 32
+EXAMPLE = Path(__file__).with_name("example.jpg")  # a drawn ship at sea; .github/draw_example.py draws it
 
 
 # Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies they take 256 MB.
@@ -37,6 +38,7 @@ _one_silence = threading.Lock()
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode the file at `path` to uint8 (3, 32, 32), RGB.
 
+    "example", if there is no such file, is the picture that comes with the package.
     EXIF orientation is applied, transparency is laid on white, the first frame of an animation is taken, and any
     other size is resized to 32×32 (antialiased; the aspect ratio is not kept). Raises ImageError, whose text is the
     reason without the path.
@@ -63,6 +65,8 @@ def _decode(path: Path) -> NDArray[np.uint8]:
     except ImageError:
         raise
     except FileNotFoundError:
+        if str(path) == EXAMPLE.stem:
+            return _decode(EXAMPLE)
         raise ImageError("no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None

@@ -54,6 +54,7 @@ def test_every_option_in_the_readmes_examples_exists(cifarctl: Cifarctl, name: s
     assert {option for option in shown_options(name) if option not in help_text} == set()
 
 
+@pytest.mark.needs("POSIX")
 class TestPasting:
     """From an empty folder, with a data file of 600 images instead of CIFAR-10's 60,000."""
 
@@ -85,9 +86,8 @@ class TestPasting:
         assert {"shapes.html", "report.html", "mine.html", "grid.png", "example.png", "mine.json"} < left
         assert {path.name for path in (empty / "runs").iterdir()} == {"shapes", "clf", "ae", "head", "mine"}
 
-    def test_every_line_works_as_it_stands(self, empty: Path, thorough: bool) -> None:
-        if not thorough:
-            pytest.skip("--thorough: trains as long as the README does")
+    @pytest.mark.thorough
+    def test_every_line_works_as_it_stands(self, empty: Path) -> None:
         done = subprocess.run(["/bin/sh", "-e"], input="\n".join(USING), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("good\n")
@@ -109,6 +109,7 @@ def test_what_can_be_pasted_stands_apart_from_what_is_printed() -> None:
     assert re.findall(r"^ *\$ ", README, re.M) == []
 
 
+@pytest.mark.needs("POSIX")
 def test_lines_that_install_are_sound_and_say_where_the_small_build_is() -> None:
     for line in INSTALLING:
         subprocess.run(["/bin/sh", "-n", "-c", line], check=True)

@@ -17,11 +17,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_predict_answers_it_as_a_ship(cifarctl: Cifarctl) -> None:
+def test_predict_answers_it_as_a_cat(cifarctl: Cifarctl) -> None:
     done = cifarctl("predict", "example", "--format", "json")
     assert done.code == 0
     (answer,) = done.json
-    assert (answer["path"], answer["label"]) == ("example", "ship")
+    assert (answer["path"], answer["label"]) == ("example", "cat")
     assert answer["confidence"] > 0.9
 
 
@@ -36,7 +36,7 @@ def test_python_programs_have_it_too() -> None:
     model = library.load()
     assert isinstance(model, library.LoadedClassifier)
     (answer,) = model.predict(["example"])
-    assert answer.label == "ship"
+    assert answer.label == "cat"
 
 
 def test_a_file_or_folder_of_that_name_comes_first(cifarctl: Cifarctl, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks o
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
 SIDE = 32
-EXAMPLE = Path(__file__).with_name("example.jpg")  # a drawn ship at sea; .github/draw_example.py draws it
+EXAMPLE = Path(__file__).with_name("example.jpg")  # Chelsea the cat, by Stefan van der Walt (CC0)
 
 
 # Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies they take 256 MB.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cifarctl.cli import options as opt
-from cifarctl.cli.output import Output
+from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
 
@@ -109,9 +109,10 @@ def predict(
         precision=select_precision(precision, chosen_device),
     )
     failed = total = 0
+    files = expand(_paths(image))
     with join_ranks(chosen_device) as ranks, ExitStack() as writing:
         write = writing.enter_context(open_writer(format, out, top_k)) if ranks.is_main else None
-        for record, pixels in ranks.streamed(expand(_paths(image)), classify, _PART * batch_size):
+        for record, pixels in ranks.streamed(iter(files), classify, _PART * batch_size):
             assert write is not None
             if show and pixels is not None:
                 from cifarctl.cli.preview import show_images
@@ -120,10 +121,16 @@ def predict(
             total += 1
             failed += "error" in record
             write(record)
-    if total == 0:
-        output.status("No images: nothing to do")
+    if ignored := files.describe_ignored():
+        output.status(ignored)
     if failed:
         output.status(f"{failed:,} of {total:,} files could not be read")
+    if files.empty:
+        more = f" (nor in {len(files.empty) - 1} more)" if len(files.empty) > 1 else ""
+        report_error(f"{files.empty[0]}: no images in it{more}")
+    elif total == 0:
+        output.status("No images: nothing to do")
+    if failed or files.empty:
         raise typer.Exit(1)
 
 

@@ -92,7 +92,7 @@ def reconstruct(
     failures: list[str] = []
     origin: dict[str, str]
     if image:
-        images, names = _read_files(image, failures)
+        images, names = _read_files(image, failures, output)
         every, labels = images, {}
         origin = {"paths": dumps(names)}
     else:
@@ -142,7 +142,7 @@ def reconstruct(
         raise typer.Exit(1)
 
 
-def _read_files(paths: list[Path], failures: list[str]) -> "tuple[Tensor, list[str]]":
+def _read_files(paths: list[Path], failures: list[str], output: Output) -> "tuple[Tensor, list[str]]":
     """Decode the files, uint8 (N, 3, 32, 32); what cannot be read is noted in `failures`."""
     import numpy as np
     import torch
@@ -150,14 +150,18 @@ def _read_files(paths: list[Path], failures: list[str]) -> "tuple[Tensor, list[s
     from cifarctl.data.images import expand, read_images
 
     decoded, names = [], []
-    for path, image in read_images(expand(paths)):
+    files = expand(paths)
+    for path, image in read_images(files):
         if isinstance(image, ImageError):
             failures.append(f"{path}: {image}")
         else:
             decoded.append(image)
             names.append(str(path))
+    if ignored := files.describe_ignored():
+        output.status(ignored)
+    failures += [f"{folder}: no images in it" for folder in files.empty]
     if not decoded:
-        raise ImageError(failures[0] if failures else f"{paths[0]}: no images in it")
+        raise ImageError(failures[0])
     return torch.from_numpy(np.stack(decoded)), names
 
 

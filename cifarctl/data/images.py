@@ -9,23 +9,25 @@ import os
 import stat
 import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
 from cifarctl.errors import ImageError
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks on damaged files go to stderr
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
 SIDE = 32
 EXAMPLE = Path(__file__).with_name("example.jpg")  # a drawn ship at sea; .github/draw_example.py draws it
+_KINDS_SHOWN = 5
 
 
 # Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies they take 256 MB.
@@ -50,6 +52,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def _decode(path: Path) -> NDArray[np.uint8]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (faster); a FIFO or a device would block for ever
+            if os.path.isdir(path):  # noqa: PTH112
+                os.scandir(path).close()  # raises OSError if that is why it is here
             raise ImageError("not a regular file")
         with Image.open(path) as image:
             # JPEG decoders can scale by powers of two while decoding: a 12-megapixel photograph 8 times faster.
@@ -157,19 +161,90 @@ def read_or_error(path: Path) -> NDArray[np.uint8] | ImageError:
         return error
 
 
-def find_images(folder: Path) -> Iterator[Path]:
-    """Every image file under `folder`, recursively, by suffix, in sorted order. Links to folders are not followed."""
-    for directory, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path for each file is slower)
-                yield Path(directory, name)
+class ImageFiles:
+    """The image files that some paths stand for, found while they are iterated over: a file is itself, a folder the
+    images under it at any depth, by suffix, each folder's files in sorted order before those of its subfolders.
+
+    Names that start with a dot and `__MACOSX` are passed over. Links to folders are followed once each, after all else.
+    A folder that cannot be listed is in the place of its images, so that reading it gives the error.
+
+    ignored: how many other files there were, by suffix in lower case. empty: the given folders that hold no image.
+    Both are complete when the iteration has ended.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = paths
+        self.ignored: Counter[str] = Counter()
+        self.empty: list[Path] = []
+
+    def __iter__(self) -> Iterator[Path]:
+        self.ignored.clear()
+        self.empty.clear()
+        for path in self._paths:
+            if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
+                yield path
+                continue
+            found = False
+            for found_path in self._search(path):
+                found = True
+                yield found_path
+            if not found:
+                self.empty.append(path)
+
+    def describe_ignored(self) -> str:
+        """What was ignored in words, as "70 other files ignored: .txt, .csv"; empty if nothing was."""
+        if not self.ignored:
+            return ""
+        kinds = [suffix or "no suffix" for suffix, _ in self.ignored.most_common()]
+        shown = ", ".join(kinds[:_KINDS_SHOWN]) + (", …" if len(kinds) > _KINDS_SHOWN else "")
+        count = self.ignored.total()
+        return f"{count:,} other file{'s' if count > 1 else ''} ignored: {shown}"
+
+    def _search(self, root: Path) -> Iterator[Path]:
+        folders, links = [str(root)], deque[str]()
+        seen = {_identity(parent) for parent in root.resolve().parents}  # a link to one of these would leave `root`
+        while folders or links:
+            folder = folders.pop() if folders else links.popleft()
+            try:
+                identity = _identity(folder)
+                with os.scandir(folder) as scan:
+                    entries = sorted(scan, key=attrgetter("name"))
+            except OSError:
+                yield Path(folder)
+                continue
+            if identity in seen:
+                continue
+            seen.add(identity)
+            subfolders: list[str] = []
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if _is_folder(entry):
+                    (links if entry.is_symlink() else subfolders).append(entry.path)
+                elif (suffix := os.path.splitext(entry.name)[1].lower()) in FORMAT_OF_SUFFIX:  # noqa: PTH122 (faster)
+                    yield Path(entry.path)
+                else:
+                    self.ignored[suffix] += 1
+            folders += reversed(subfolders)
 
 
-def expand(paths: Iterable[Path]) -> Iterator[Path]:
-    """Each path, or where it is a folder, the images under it."""
-    for path in paths:
-        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
-            yield from find_images(path)
-        else:
-            yield path
+def find_images(folder: Path) -> ImageFiles:
+    """Every image file under `folder`."""
+    return ImageFiles([folder])
+
+
+def expand(paths: Iterable[Path]) -> ImageFiles:
+    """Each path, or if it is a folder, the images under it. `paths` may be endless."""
+    return ImageFiles(paths)
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116 (faster)
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed
+        return False

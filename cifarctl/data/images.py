@@ -15,25 +15,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
+from cifarctl.data.image_formats import FORMAT_OF_SUFFIX, why_not_read
+from cifarctl.data.image_opening import bytes_when_opened, is_png, open_image, without_metadata
+from cifarctl.data.pixels import to_array
 from cifarctl.errors import ImageError
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks on damaged files go to stderr
 
-SIDE = 32
 EXAMPLE = Path(__file__).with_name("example.jpg")  # a drawn ship at sea; .github/draw_example.py draws it
 _KINDS_SHOWN = 5
 
 
-# Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies they take 256 MB.
-MAX_PIXELS = 32_000_000
-_LARGE = 4_000_000
-_one_large_image = threading.Lock()  # at a time, so that memory does not grow with the number of threads
+_LARGE = 16_000_000  # bytes
+_LONG_FILE = 64_000_000
+_one_large_image = threading.RLock()  # at a time, so that memory does not grow with the number of threads
 _one_silence = threading.Lock()
 
 
@@ -51,21 +52,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def _decode(path: Path) -> NDArray[np.uint8]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (faster); a FIFO or a device would block for ever
-            if os.path.isdir(path):  # noqa: PTH112
+        status = os.stat(path)  # noqa: PTH116 (faster)
+        if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would block for ever
+            if stat.S_ISDIR(status.st_mode):
                 os.scandir(path).close()  # raises OSError if that is why it is here
             raise ImageError("not a regular file")
-        with Image.open(path) as image:
-            # JPEG decoders can scale by powers of two while decoding: a 12-megapixel photograph 8 times faster.
-            image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise ImageError(f"too large: {pixels:,} pixels, more than {MAX_PIXELS:,}")
-            with (
-                _one_large_image if pixels > _LARGE else contextlib.nullcontext(),
-                _native_silence() if image.format == "TIFF" else contextlib.nullcontext(),
-            ):
-                return _to_array(image)
+        with open(path, "rb") as file:  # noqa: PTH123 (faster)
+            return _decode_file(file, path.suffix.lower(), status.st_size)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -74,8 +67,6 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         raise ImageError("no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
-    except UnidentifiedImageError:
-        raise ImageError("not an image in a known format") from None
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from None
     except MemoryError:
@@ -84,25 +75,35 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"damaged image: {error}") from None
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ("P", "PA", "1"):  # numbers of colours cannot be averaged
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if (factor := min(image.size) // (3 * SIDE)) > 1:  # before anything makes copies
-        image = image.resize((image.width // factor, image.height // factor), Image.Resampling.BOX)
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: convert("RGB") would clip instead of scaling
-        deep = np.asarray(image, np.float32)
-        top = 65535.0 if deep.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((deep.clip(0, top) * (255 / top)).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if image.size != (SIDE, SIDE):
-        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+def _decode_file(file: IO[bytes], suffix: str, size: int) -> NDArray[np.uint8]:
+    try:
+        if size <= _LONG_FILE or not is_png(file):  # else what makes it long may be metadata, which takes memory
+            return _decode_pixels(file, suffix)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        if not is_png(file):
+            if isinstance(error, UnidentifiedImageError):
+                file.seek(0)
+                raise ImageError(why_not_read(file.read(32))) from None
+            raise
+    try:
+        return _decode_pixels(without_metadata(file), ".png")
+    except UnidentifiedImageError:
+        raise ImageError("not an image in a known format") from None
+
+
+def _decode_pixels(file: IO[bytes], suffix: str) -> NDArray[np.uint8]:
+    with contextlib.ExitStack() as held:
+        if bytes_when_opened(file) > _LARGE:
+            held.enter_context(_one_large_image)
+        image, taken = open_image(file, suffix)
+        held.enter_context(image)
+        if taken > _LARGE:
+            held.enter_context(_one_large_image)
+        if image.format == "TIFF":
+            held.enter_context(_native_silence())
+        return to_array(image)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,10 @@
 """`cifarctl predict`."""
 
-import codecs
 import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
+from cifarctl.cli.path_list import read_path_list
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
 
@@ -135,27 +135,14 @@ def predict(
 
 
 def _paths(arguments: list[str]) -> Iterator[Path]:
-    """The arguments' paths; `-` stands for one a line on stdin, read as they are needed."""
+    """The arguments' paths; `-` stands for those on stdin, read as they are needed."""
     for argument in arguments:
         if argument == "-":
-            for line in sys.stdin.buffer:
-                if name := line.rstrip(b"\r\n"):
-                    yield Path(_decoded(name))
+            yield from read_path_list(sys.stdin.buffer)
         elif argument:
             yield Path(argument)
         else:  # Path("") is the current folder, which an unset variable of a shell script does not mean
             raise UsageError("IMAGE: an empty name")
-
-
-def _decoded(name: bytes) -> str:
-    """A path as other programs write it into a pipe."""
-    if sys.platform == "win32":  # PowerShell's in UTF-8, with a mark before the first; cmd's in the console's code page
-        with suppress(UnicodeDecodeError):
-            return name.removeprefix(codecs.BOM_UTF8).decode()
-        return name.decode("oem", "replace")
-    else:  # noqa: RET505 (mypy knows platforms by such blocks)
-        # Names are bytes; undecodable ones survive the round trip as surrogates.
-        return name.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def _classify(

@@ -10,6 +10,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX, FORMATS
@@ -19,6 +20,7 @@ from cifarctl.errors import ImageError
 # Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies they take 256 MB.
 MAX_PIXELS = 32_000_000
 _MAX_BYTES = 256_000_000
+_JPEG_2000_BYTES = 25  # a pixel while OpenJPEG decodes it, measured on 31 million RGBA pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Chunks without which the pixels, or how they are turned, are not known.
 _NEEDED_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
@@ -79,7 +81,15 @@ def _checked(image: ImageFile) -> tuple[ImageFile, int]:
     if image.format == "ICNS" and image.fp is not None:
         for size in _icon_sizes(image.fp, b"icns"):
             _required(size)
-    return image, 4 * _required(image.size) + stored
+    pixels = _required(image.size)
+    if isinstance(image, Jpeg2KImageFile) and _JPEG_2000_BYTES * pixels > _MAX_BYTES:
+        image.reduce = 1  # half of each side
+        pixels //= 4
+        if _jpeg_2000_levels(image) < 1:
+            raise ImageError(
+                f"too large: {image.width * image.height:,} pixels in a JPEG 2000 without smaller versions"
+            )
+    return image, 4 * pixels + stored
 
 
 def _required(size: tuple[int, int]) -> int:
@@ -100,6 +110,21 @@ def _stored_coefficients(image: JpegImageFile) -> int:
         return 0
     samples = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
     return 2 * image.width * image.height * sum(samples) // max(*samples, 1, 1)
+
+
+def _jpeg_2000_levels(image: Jpeg2KImageFile) -> int:
+    """How many times the image can be halved while it is decoded: the COD marker's field, in the first header."""
+    assert image.fp is not None
+    position = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(65536)
+    image.fp.seek(position)
+    marker = head.find(b"\xff\x4f\xff\x51") + 2
+    while head[marker : marker + 1] == b"\xff" and len(head) > marker + 9:
+        if head[marker + 1] == 0x52:
+            return head[marker + 9]
+        marker += 2 + int.from_bytes(head[marker + 2 : marker + 4], "big")
+    return 0
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:

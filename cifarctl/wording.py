@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarctl.files import PRETRAINED
+from cifarctl.names import printable
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
@@ -78,4 +79,4 @@ def model_name(path: str) -> str:
     file = Path(path)
     if file.parent == PRETRAINED:
         return f"the pretrained {file.stem}"
-    return str(file.parent) if file.name == "model.safetensors" and file.parent.name else path
+    return printable(str(file.parent) if file.name == "model.safetensors" and file.parent.name else path)

@@ -13,7 +13,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import UsageError
-from cifarctl.files import portable_name
+from cifarctl.names import portable_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,6 +10,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import process_number
 from cifarctl.errors import ImageError, UsageError
+from cifarctl.names import portable_name, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,7 @@ def reconstruct(
     origin: dict[str, str]
     if image:
         images, names = _read_files(image, failures, output)
+        stems = [Path(name).stem for name in names]
         every, labels = images, {}
         origin = {"paths": dumps(names)}
     else:
@@ -103,7 +105,7 @@ def reconstruct(
         ensure_data(source, output, offline=offline)
         dataset = source.load(split)
         every, images = dataset.images, dataset.images[:count]
-        names = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
+        names = stems = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
         labels = {"labels": dataset.labels, "indices": torch.arange(len(dataset))}
         origin = {"data": dumps(source.describe()), "split": split}
     if out and out.suffix and len(images) > _MAX_COUNT:
@@ -112,12 +114,12 @@ def reconstruct(
         )
     vectors = encode(autoencoder, every if latents else images)
     if latents:
-        save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": str(path), **origin})
+        save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": printable(str(path)), **origin})
 
     outputs = decode(autoencoder, vectors[: len(images)]).cpu()
     decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
     if out:
-        _write(images, outputs, names, out, stems=[Path(name).stem for name in names] if image else names)
+        _write(images, outputs, names, stems, out)
     if show:
         from cifarctl.cli.preview import show_images
 
@@ -132,10 +134,10 @@ def reconstruct(
         "psnr_image_mean": sum(decibels) / len(decibels),
         "images": [{"name": name, "psnr": value} for name, value in zip(names, decibels, strict=True)],
     }
-    lines = [f"{latents}: {len(every)} latents of {autoencoder.latent_dim} floats"] if latents else []
+    lines = [f"{printable(str(latents))}: {len(every)} latents of {autoencoder.latent_dim} floats"] if latents else []
     if out:
         drawn = "1 image" if len(images) == 1 else f"{len(images)} images"
-        lines.append(f"{out}: {drawn}, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
+        lines.append(f"{printable(str(out))}: {drawn}, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
     output.result(result, lambda: "\n".join(lines))
     if failures:
         report_error(f"{failures[0]}{f' (and {len(failures) - 1} more)' if len(failures) > 1 else ''}")
@@ -165,7 +167,7 @@ def _read_files(paths: list[Path], failures: list[str], output: Output) -> "tupl
     return torch.from_numpy(np.stack(decoded)), names
 
 
-def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path, stems: list[str]) -> None:
+def _write(images: "Tensor", outputs: "Tensor", names: list[str], stems: list[str], out: Path) -> None:
     if out.suffix:
         from cifarctl import plots
 
@@ -173,9 +175,9 @@ def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path, ste
         return
     from PIL import Image
 
-    from cifarctl.files import atomic_path, portable_name
+    from cifarctl.files import atomic_path
 
     for i, (output, stem) in enumerate(zip(outputs, stems, strict=True)):
         pixels = (output * 255).round().byte().permute(1, 2, 0).numpy()
-        with atomic_path(out / portable_name(f"{i:04d}-{stem.replace(' ', '-')}.png")) as temporary:
+        with atomic_path(out / f"{portable_name(f'{i:04d}-{stem}').replace(' ', '-')}.png") as temporary:
             Image.fromarray(pixels).save(temporary)

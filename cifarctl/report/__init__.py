@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from cifarctl import __version__
 from cifarctl.files import write_text
+from cifarctl.names import printable
 from cifarctl.report.sections import (
     DIAGONAL,
     OFF_DIAGONAL,
@@ -62,11 +63,12 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
     script, style = (
         Markup(files(__name__).joinpath(f"report.{suffix}").read_text("utf-8")) for suffix in ("js", "css")
     )
-    # Names of files and classes come from elsewhere, so everything is escaped that is not Markup. Should that ever
-    # fail, the policy in the page lets no script run but this one, and nothing be loaded.
+    # Names of files and classes come from elsewhere, so everything that is not Markup is made visible and escaped.
+    # Should that ever fail, the policy in the page lets no script run but this one, and nothing be loaded.
     environment = Environment(
         loader=PackageLoader("cifarctl", "report"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -80,7 +82,7 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         "format_difference": format_difference,
         "format_p_value": format_p_value,
     }
-    page = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         rows=_rows(sections, next(iter(columns))),
         columns=columns,
         differences=differences,
@@ -91,5 +93,3 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         version=__version__,
         created=datetime.now(UTC),
     )
-    # A file name that is no UTF-8 holds lone surrogates, which no page can.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")

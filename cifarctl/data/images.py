@@ -121,9 +121,10 @@ def _native_silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """Pillow remarks on odd metadata and on large images; what matters of it is checked here."""
+    """Pillow remarks on odd metadata, old formats and large images; what matters of it is checked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 

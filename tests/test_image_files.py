@@ -48,6 +48,7 @@ def test_a_hidden_folder_that_is_named_is_searched(tmp_path: Path) -> None:
     assert found_in(tmp_path / ".photos") == ["a.png"]
 
 
+@pytest.mark.needs("POSIX")
 def test_links_to_folders_are_followed_once_each_after_all_else(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     touch(root, "z/1.png")
@@ -74,6 +75,7 @@ def nobody() -> Iterator[Path]:
             path.chmod(0o755)
 
 
+@pytest.mark.needs("POSIX")
 def test_a_folder_that_cannot_be_listed_is_an_error_like_a_file_that_cannot_be_read(nobody: Path) -> None:
     touch(nobody, "a/1.png", "locked/2.png")
     Image.new("RGB", (8, 8)).save(nobody / "a" / "1.png")

@@ -37,6 +37,7 @@ def test_every_form_of_a_list_gives_the_same_names(data: bytes, at_once: bool) -
     assert [str(path) for path in read_path_list(Slow(data))] == NAMES
 
 
+@pytest.mark.needs("POSIX")
 def test_names_are_bytes_and_after_nul_any_but_nul() -> None:
     assert [os.fsencode(path) for path in read_path_list(io.BytesIO(b"caf\xe9\nx"))] == [b"caf\xe9", b"x"]
     assert [os.fsencode(path) for path in read_path_list(io.BytesIO(b"a\nb\r\n\0\xff\0"))] == [b"a\nb\r\n", b"\xff"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarctl.distributed import ALONE, Ranks
-from cifarctl.errors import UsageError
+from cifarctl.errors import ChangedDataError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +27,21 @@ class Subject:
     path: Path
     info: "ModelInfo"
     source: "Source"
+
+    def check_data(self, split: "Split", *, allow_changed: bool) -> str | None:
+        """Compare the data with what the model was trained on: a remark where they differ or may differ. Raises
+        ChangedDataError if `split` would hold other images than in training, unless `allow_changed`.
+        """
+        try:
+            remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)
+        except ChangedDataError as error:
+            error.hint = f"--allow-changed-data measures on {split} all the same"
+            raise
+        if self.info.kind == "autoencoder" and split == "test":
+            of_train = self.source.changes(self.info.data, "train")
+            pca = f"{self.source.name}: PCA is fitted on other images than the model: {'; '.join(of_train or [])}"
+            remark = remark or (pca if of_train else None)
+        return remark
 
 
 @dataclass(frozen=True)
@@ -62,13 +77,15 @@ def find_subjects(
     from cifarctl import weights
     from cifarctl.data import Source
 
-    subjects = []
+    subjects: list[Subject] = []
+    sources: dict[Source, Source] = {}  # each is read once
     for reference in paths:
         path = weights.resolve(reference, "classifier")
         info = weights.read_info(path)
         if tta and info.kind != "classifier":
             raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
-        subjects.append(Subject(path, info, Source.trained_on(info.data, data, data_dir)))
+        source = Source.trained_on(info.data, data, data_dir)
+        subjects.append(Subject(path, info, sources.setdefault(source, source)))
     first = subjects[0]
     for other in subjects[1:]:
         if other.info.kind != first.info.kind:
@@ -93,6 +110,7 @@ def measure(subject: Subject, split: "Split", images: "Dataset", wanted: Wanted)
         "data": subject.source.name,
         "split": split,
         "n": len(images),
+        "data_changes": subject.source.changes(subject.info.data, split),
     }
     kind = _measure_classifier if subject.info.kind == "classifier" else _measure_autoencoder
     return kind(subject, result, images, wanted)

@@ -12,7 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from cifarctl.names import printable
-from cifarctl.wording import COMPARED, METRIC_NAMES, format_difference, format_metric, format_p_value, model_name
+from cifarctl.wording import (
+    COMPARED,
+    METRIC_NAMES,
+    format_difference,
+    format_metric,
+    format_p_value,
+    format_score,
+    model_name,
+)
 
 
 def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str]) -> Group:
@@ -105,7 +113,7 @@ def _per_class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
     for name in (*columns, "support") if complete else columns:
         table.add_column(name, justify="right")
     for row in rows:
-        scores = [f"{row[name]:.3f}" for name in columns]
+        scores = [format_score(row[name]) for name in columns]
         table.add_row(_cell(row["label"]), *scores, *([f"{row['support']:,}"] if complete else []))
     return table
 

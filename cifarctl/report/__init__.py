@@ -29,6 +29,7 @@ from cifarctl.wording import (
     format_difference,
     format_metric,
     format_p_value,
+    format_score,
 )
 
 __all__ = ["Section", "autoencoder_section", "classifier_section", "write_report"]
@@ -81,6 +82,7 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         "format_metric": format_metric,
         "format_difference": format_difference,
         "format_p_value": format_p_value,
+        "format_score": format_score,
     }
     return environment.get_template("report.html").render(
         rows=_rows(sections, next(iter(columns))),

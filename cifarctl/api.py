@@ -185,7 +185,7 @@ def evaluate(
     device = next(model.module.parameters()).device
     images = source.load(split).to(device)
     if isinstance(model, LoadedClassifier):
-        require_classes(model.classes, images, "the model")
+        require_classes(model.classes, images.classes, "the model")
         return evaluate_classifier(model.module, images, tta=tta)
     return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
 

@@ -72,12 +72,14 @@ class AutoencoderReport:
     image_psnr: Tensor
 
 
-def require_classes(known: tuple[str, ...], data: Dataset, model: object) -> None:
-    """Raise DataError, which names the `model`, unless the classes that it knows are those of `data`, in that order."""
-    if known != data.classes:
+def require_classes(known: tuple[str, ...], found: tuple[str, ...], model: object) -> None:
+    """Raise DataError, which names the `model`, unless the classes that it knows are those `found` in the data, in that
+    order.
+    """
+    if known != found:
         raise DataError(
             f"{model}: knows other classes than the data has"
-            f" ({class_differences(known, 'the model', data.classes, 'the data')})",
+            f" ({class_differences(known, 'the model', found, 'the data')})",
             hint="--data names the data set that the model was trained for",
         )
 

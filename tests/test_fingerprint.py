@@ -109,8 +109,7 @@ class TestDescription:
         for split in ("train", "test"):
             (moved / split / "cat").rename(moved / split / "zebra")
         found = Source(str(moved)).changes(Source(str(original / "data")).describe(), "test")
-        assert found is not None
-        assert found[0] == "classes: only then: cat; only now: zebra"
+        assert found == ["classes: only then: cat; only now: zebra"]
 
 
 class TestEvaluate:
@@ -140,7 +139,7 @@ class TestEvaluate:
         picture(moved / "test" / "dog" / "new.png")
         done = cifarctl("evaluate", "-m", run)
         assert done.code == 0
-        changed = f"{moved}: not the data that the model was trained on: test has 11 images, not 10"
+        changed = f"{moved}: other data than when the model was trained: test has 11 images, not 10"
         assert done.err.splitlines() == [changed]
 
     def test_the_same_files_at_another_place_are_split_as_in_training(
@@ -195,7 +194,7 @@ class TestResume:
             refused = cifarctl("train-clf", "--resume", "--out", run)
             assert refused.code == 1
             assert refused.error.endswith(
-                f"{moved}: not the data that the run was started with: train has 70 images, not 60"
+                f"{moved}: other data than when the run was started: train has 70 images, not 60"
             )
         for split in ("train", "test"):
             (moved / split / "cat").rename(moved / split / "zebra")
@@ -282,7 +281,7 @@ class TestArchive:
         other = "its file was made from another archive (SHA-256 bbbbbbbb…, not aaaaaaaa…)"
         on_test = cifarctl(*evaluate, "--data-dir", places[1])
         assert (on_test.code, on_test.json["data_changes"]) == (0, [other])
-        assert on_test.err.strip() == f"cifar10: not the data that the model was trained on: {other}"
+        assert on_test.err.strip() == f"cifar10: other data than when the model was trained: {other}"
         on_val = cifarctl(*evaluate, "--split", "val", "--data-dir", places[1])
         assert (on_val.code, other in on_val.error) == (1, True)
 

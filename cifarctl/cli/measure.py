@@ -30,8 +30,13 @@ class Subject:
 
     def check_data(self, split: "Split", *, allow_changed: bool) -> str | None:
         """Compare the data with what the model was trained on: a remark where they differ or may differ. Raises
-        ChangedDataError if `split` would hold other images than in training, unless `allow_changed`.
+        ChangedDataError if `split` would hold other images than in training, unless `allow_changed`, and DataError on a
+        folder of other classes.
         """
+        from cifarctl.evaluation import require_classes
+
+        if self.info.kind == "classifier" and (found := self.source.folder_classes):
+            require_classes(self.info.classes, found, self.path)
         try:
             remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)
         except ChangedDataError as error:
@@ -131,7 +136,7 @@ def _measure_classifier(subject: Subject, result: dict[str, Any], images: "Datas
     from cifarctl.training.run_dir import read_history
 
     model, info = weights.load_classifier(subject.path, images.images.device)
-    require_classes(info.classes, images, subject.path)
+    require_classes(info.classes, images.classes, subject.path)
     history = read_history(subject.path) if wanted.report_images else []
     report = evaluate_classifier(model, images, tta=wanted.tta, ranks=wanted.ranks)
     labels = images.labels.cpu()

@@ -65,6 +65,11 @@ class Source:
         """True where the data set is a folder of images."""
         return _is_path(self.name)
 
+    @property
+    def folder_classes(self) -> tuple[str, ...] | None:
+        """The classes of a folder, without decoding an image; None if it is none."""
+        return self._folder.classes if self.is_folder else None
+
     def check(self) -> tuple[str, ...]:
         """Look for all splits, before work is spent on one of them. Returns what is in a folder and not used, in words.
 
@@ -125,9 +130,9 @@ class Source:
         """
         changes = self.changes(description, split)
         if changes:
-            text = f"{self.name}: not the data that the model was trained on: {'; '.join(changes)}"
+            text = f"{self.name}: other data than when the model was trained: {'; '.join(changes)}"
             if split != "test" and not allow:
-                raise ChangedDataError(f"{text}. So {split} would not be the images that training drew")
+                raise ChangedDataError(f"{text}. So {split} would hold other images than it did then")
             return text
         if changes is None and split != "test" and self.is_folder and _is_path(str(description.get("name"))):
             return (

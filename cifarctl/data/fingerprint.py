@@ -40,13 +40,11 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Se
         changes.append(f"classes: {class_differences(classes, 'then', now['classes'], 'now')}")
     for split in splits:
         before, after = known_files.get(split), now["files"].get(split)
-        if before != after:
-            counts = [each.get("count", 0) if isinstance(each, dict) else 0 for each in (after, before)]
-            changes.append(
-                f"{split} has {counts[0]} images, not {counts[1]}"
-                if counts[0] != counts[1]
-                else f"of the {counts[0]} images in {split}, some have other names or sizes"
-            )
+        counts = [each.get("count", 0) if isinstance(each, dict) else 0 for each in (after, before)]
+        if counts[0] != counts[1]:
+            changes.append(f"{split} has {counts[0]} images, not {counts[1]}")
+        elif before != after and classes == now["classes"]:  # else that is the reason
+            changes.append(f"of the {counts[0]} images in {split}, some have other names or sizes")
     return changes
 
 

@@ -128,7 +128,7 @@ class ImageFolder:
             return _subfolders(folder)
         others = {name.lower(): name for name in _subfolders(self.root)[0]}
         near = get_close_matches(split, others) or [name for name in _HELD_OUT if split == "test" and name in others]
-        meant = f"did you mean {others[near[0]]}? Rename it; " if near else ""
+        meant = f"did you mean {others[near[0]]}? Rename it to {split}; " if near else ""
         raise DataError(f"{folder}: no such folder", hint=meant + _LAYOUT)
 
 

@@ -205,7 +205,7 @@ def _load(options: TrainOptions, config_then: dict[str, Any], device: torch.devi
         changes = describe_changes(then if isinstance(then, dict) else {}, description, ("train", "test"))
         if changes:
             raise ChangedDataError(
-                f"{source.name}: not the data that the run was started with: {'; '.join(changes)}",
+                f"{source.name}: other data than when the run was started: {'; '.join(changes)}",
                 hint="bring it back as it was, or start another run",
             )
         if changes is None:

@@ -129,6 +129,11 @@ class TestEvaluate:
             assert allowed.code == 0
             assert "train has 70 images, not 60" in allowed.err
             assert allowed.json["data_changes"] == ["train has 70 images, not 60"]
+            described = weights.read_info(run / "model.safetensors").data
+            with pytest.raises(ChangedDataError, match="69 images for validation are more than it has to spare"):
+                Source.trained_on({**described, "val_size": 69}, None, None).check_unchanged(
+                    described, "val", allow=True
+                )
             with pytest.raises(ChangedDataError, match="70 images"):
                 api.evaluate(api.load(run), split="val")
             assert cifarctl("evaluate", "-m", run).err == ""  # the test images are the same

@@ -96,8 +96,8 @@ def evaluate(
     subjects = find_subjects(model or [None], splits, data, data_dir, tta=tta)
     for subject in subjects:
         ensure_data(subject.source, output, offline=offline)
-    remarks = [subject.check_data(name, allow_changed=allow_changed_data) for subject in subjects for name in splits]
-    for remark in dict.fromkeys(filter(None, remarks)):
+    checked = [subject.check_data(name, allow_changed=allow_changed_data) for subject in subjects for name in splits]
+    for remark in dict.fromkeys(remark for remarks in checked for remark in remarks):
         output.status(remark)
     chosen_device = local_device(select_device(device))
     opt.remark_unproven(device, output)

@@ -28,8 +28,8 @@ class Subject:
     info: "ModelInfo"
     source: "Source"
 
-    def check_data(self, split: "Split", *, allow_changed: bool) -> str | None:
-        """Compare the data with what the model was trained on: a remark where they differ or may differ. Raises
+    def check_data(self, split: "Split", *, allow_changed: bool) -> list[str]:
+        """Compare the data with what the model was trained on, and say what is odd with it, in words. Raises
         ChangedDataError if `split` would hold other images than in training, unless `allow_changed`, and DataError on a
         folder of other classes.
         """
@@ -40,13 +40,14 @@ class Subject:
         try:
             remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)
         except ChangedDataError as error:
-            error.hint = f"--allow-changed-data measures on {split} all the same"
+            if not allow_changed:
+                error.hint = f"--allow-changed-data measures on {split} all the same"
             raise
         if self.info.kind == "autoencoder" and split == "test":
             of_train = self.source.changes(self.info.data, "train")
             pca = f"{self.source.name}: PCA is fitted on other images than the model: {'; '.join(of_train or [])}"
             remark = remark or (pca if of_train else None)
-        return remark
+        return [*self.source.remarks(split), *filter(None, [remark])]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def find_subjects(
 ) -> list[Subject]:
     """The models with their data. Raises UsageError where they cannot be compared."""
     from cifarctl import weights
-    from cifarctl.data import Source
+    from cifarctl.data import Source, locate
 
     subjects: list[Subject] = []
     sources: dict[Source, Source] = {}  # each is read once
@@ -99,7 +100,7 @@ def find_subjects(
         drawn_alike = splits == ["test"] and first.source.name != "synthetic"
         drawn_alike |= (other.source.seed, other.source.val_size) == (first.source.seed, first.source.val_size)
         drawn_alike &= other.source.limit == first.source.limit or "train" not in splits
-        if other.source.name != first.source.name or not drawn_alike:
+        if locate(other.source.name) != locate(first.source.name) or not drawn_alike:
             raise UsageError(
                 f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
                 hint="compare them on --split test of one --data",

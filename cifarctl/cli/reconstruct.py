@@ -103,7 +103,8 @@ def reconstruct(
 
         source = Source.trained_on(info.data, data, data_dir)
         ensure_data(source, output, offline=offline)
-        if remark := source.check_unchanged(info.data, split, allow=True):  # pictures measure nothing
+        changed = source.check_unchanged(info.data, split, allow=True)  # pictures measure nothing
+        for remark in filter(None, [*source.remarks(split), changed]):
             output.status(remark)
         dataset = source.load(split)
         every, images = dataset.images, dataset.images[:count]

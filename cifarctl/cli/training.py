@@ -68,7 +68,7 @@ def run_training(
 
 
 # What may be given anew to --resume: where files lie, which are compared with the run's, and how to compute.
-_ANEW = frozenset({"data_dir", "encoder", "device", "precision", "compile", "tensorboard"})
+_ANEW = frozenset({"data_dir", "device", "precision", "compile", "tensorboard"})
 
 
 def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOptions") -> "TrainOptions":
@@ -83,12 +83,16 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
 
     given, stored = given.located(), stored.located()
     anew = {}
-    moved_folder = all(Source(options.data).is_folder for options in (given, stored))
+    allowed = set(_ANEW)
+    if Source(given.data).is_folder and Source(stored.data).is_folder:
+        allowed.add("data")
+    if stored.encoder:
+        allowed.add("encoder")
     for name in context.params:
         source = context.get_parameter_source(name)
         if source is None or source.name != "COMMANDLINE" or value(given, name) == value(stored, name):
             continue
-        if name in _ANEW or (name == "data" and moved_folder):
+        if name in allowed:
             anew[name] = value(given, name)
         else:
             raise UsageError(

@@ -1,11 +1,11 @@
 """Images as tensors. `load(source, split)` is the way to any data set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from cifarctl.errors import ChangedDataError, DataError
 __all__ = ["Dataset", "Source", "Split", "locate"]
 
 Split = Literal["train", "val", "test"]
+_T = TypeVar("_T")
 
 
 def locate(name: str) -> str:
@@ -76,17 +77,19 @@ class Source:
         Raises DataError if one is missing or has other classes, UsageError on an impossible `val_size`. That each image
         can be read is seen by `load`.
         """
-        remarks: list[str] = []
-        if self.is_folder:
-            remarks = [*self._folder.remarks("train"), *self._folder.remarks("test")]
-            if unused := self._folder.unused():
-                verb = "are" if len(unused) > 1 else "is"
-                remarks.append(
-                    f"{self.name}: {listed(unused)} {verb} not used: train and test are, "
-                    "and validation images are drawn from train"
-                )
+        remarks = [*self.remarks("train"), *self.remarks("test")]
+        if self.is_folder and (unused := self._folder.unused()):
+            verb = "are" if len(unused) > 1 else "is"
+            remarks.append(
+                f"{self.name}: {listed(unused)} {verb} not used: train and test are, "
+                "and validation images are drawn from train"
+            )
         self._split()
         return tuple(remarks)
+
+    def remarks(self, split: Split) -> list[str]:
+        """What is in a folder's split and not used, or missing from it without harm, in words. Raises as `check`."""
+        return self._folder.remarks("test" if split == "test" else "train") if self.is_folder else []
 
     def load(self, split: Split) -> Dataset:
         """Read one split. Raises DataError where it is missing or damaged, UsageError on an impossible `val_size`."""
@@ -107,7 +110,7 @@ class Source:
         if self.limit is not None:
             description["limit"] = self.limit
         if self.is_archive:
-            description["archive_sha256"] = archive_digest(self.path)
+            description["archive_sha256"] = self._from_file(archive_digest)
         if self.is_folder:
             description |= {
                 "classes": list(self._folder.classes),
@@ -133,6 +136,9 @@ class Source:
             text = f"{self.name}: other data than when the model was trained: {'; '.join(changes)}"
             if split != "test" and not allow:
                 raise ChangedDataError(f"{text}. So {split} would hold other images than it did then")
+            most = len(self._train_labels) - len(self._train_labels.unique())
+            if split != "test" and self._val_size > most:
+                raise ChangedDataError(f"{text}. {self._val_size} images for validation are more than it has to spare")
             return text
         if changes is None and split != "test" and self.is_folder and _is_path(str(description.get("name"))):
             return (
@@ -186,8 +192,11 @@ class Source:
 
     @cached_property
     def _archive(self) -> tuple[Dataset, Dataset]:
+        return self._from_file(read_cache)
+
+    def _from_file(self, read: Callable[[Path], _T]) -> _T:
         try:
-            return read_cache(self.path)
+            return read(self.path)
         except FileNotFoundError:
             raise DataError(
                 f"{self.path}: no such file: {self.name} has not been downloaded",

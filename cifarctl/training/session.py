@@ -106,11 +106,10 @@ def _train(
     if ranks.is_main:
         run = RunDir(out, resume=resume, overwrite=overwrite)
         if resume:
-            config_now = {**config_then, "options": asdict(options), "data": data.description}
+            config_now = {**config_then, "options": asdict(options), "device": str(device), "precision": precision}
         else:
             config_now = {**_config(options, recipe, device, precision), "processes": ranks.size}
-            config_now |= {"data": data.description, "encoder_sha256": encoder_sha256}
-        run.write_json(run.config, config_now)
+        run.write_json(run.config, {**config_now, "data": data.description, "encoder_sha256": encoder_sha256})
     out = ranks.from_main(out)  # its default holds the time; and nobody goes on before the folder is ready
     if not ranks.is_main:
         run = RunDir.opened(out)

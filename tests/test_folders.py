@@ -183,7 +183,9 @@ class TestClasses:
         (row,) = [line.split() for line in shown.splitlines() if line.startswith(" cat") and "–" in line]
         assert row == ["cat", "–", "–", "–", "0"]
         assert "balanced accuracy" in shown
-        assert '<td data-value="-1">–</td>' in (tmp_path / "report.html").read_text()
+        page = (tmp_path / "report.html").read_text()
+        assert '<td data-value="-1">–</td>' in page
+        assert "<dt>balanced accuracy</dt>" in page
 
     def test_a_perfect_model_has_a_macro_f1_of_1_whatever_classes_are_absent(self) -> None:
         images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)

@@ -78,8 +78,7 @@ def require_classes(known: tuple[str, ...], found: tuple[str, ...], model: objec
     """
     if known != found:
         raise DataError(
-            f"{model}: knows the classes of other data"
-            f" ({class_differences(known, 'the model', found, 'the data')})",
+            f"{model}: knows the classes of other data ({class_differences(known, 'the model', found, 'the data')})",
             hint="--data names the data set that the model was trained for",
         )
 

@@ -134,6 +134,7 @@ class TestWhatIsSkipped:
         assert found.classes == ("cat", "dog")
         assert torch.equal(found.images, expected.images)
 
+    @pytest.mark.needs("POSIX")
     @pytest.mark.parametrize("locked", ["train/cat/deep", "train/cat", "train", "."])
     def test_a_folder_that_cannot_be_read_is_an_error(self, locked: str) -> None:
         with tempfile.TemporaryDirectory() as name:  # pytest's are root's alone

@@ -173,13 +173,19 @@ def evaluate(
     data: str | None = None,
     split: Literal["train", "val", "test"] = "test",
     tta: bool = False,
+    allow_changed_data: bool = False,
 ) -> ClassifierReport | AutoencoderReport:
-    """Measure a model on a split of `data`, by default of the data that it was trained on. Raises DataError."""
+    """Measure a model on a split of `data`, by default of the data that it was trained on.
+
+    Raises DataError; its ChangedDataError if `split` is train or val and that data has changed since the training, so
+    that val may hold images that the model was trained on, unless `allow_changed_data`.
+    """
     source = Source.trained_on(model.info.data, data, None)
+    source.check_unchanged(model.info.data, split, allow=allow_changed_data)
     device = next(model.module.parameters()).device
     images = source.load(split).to(device)
     if isinstance(model, LoadedClassifier):
-        require_classes(model.classes, images, "the model")
+        require_classes(model.classes, images.classes, "the model")
         return evaluate_classifier(model.module, images, tta=tta)
     return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
 

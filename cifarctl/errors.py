@@ -25,6 +25,10 @@ class DataError(CifarctlError):
     """A data set is missing, damaged or not what it was said to be."""
 
 
+class ChangedDataError(DataError):
+    """The data is not what the run or the model was trained on."""
+
+
 class DownloadError(DataError):
     """No source gave the archive."""
 

@@ -4,6 +4,7 @@ recomputed.
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from cifarctl.data import Dataset
 from cifarctl.data.augment import to_float
+from cifarctl.data.fingerprint import class_differences
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import DataError
 from cifarctl.inference import predict_logits, reconstruct
@@ -24,13 +26,14 @@ LOWER_IS_BETTER = frozenset({"nll", "ece", "mse", "latent_floats"})
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class: the part of those called it that are (precision), of those that are that were called it (recall), and
-    F1, their harmonic mean. support: how many there are."""
+    """One class: precision, the fraction of the predictions of it that are right; recall, the fraction of its images
+    that are recognised; F1, their harmonic mean. support: how many images it has; where it has none, the others are
+    None."""
 
     label: str
-    precision: float
-    recall: float
-    f1: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
     support: int
 
 
@@ -38,9 +41,9 @@ class ClassMetrics:
 class ClassifierReport:
     """A classifier on a split.
 
-    metrics: accuracy, accuracy_ci95 (low, high: Wilson's interval), macro_f1 (mean of the classes' F1), nll (mean
-    negative log-likelihood, nats), ece (expected calibration error, 15 bins of confidence). confusion_matrix: counts,
-    rows are the truth.
+    metrics: accuracy, accuracy_ci95 (low, high: Wilson's interval), balanced_accuracy and macro_f1 (means of the
+    recall and of the F1 of the classes that have images), nll (mean negative log-likelihood, nats), ece (expected
+    calibration error, 15 bins of confidence). confusion_matrix: counts, rows are the truth.
     probabilities: float32 (N, classes).
     """
 
@@ -69,11 +72,13 @@ class AutoencoderReport:
     image_psnr: Tensor
 
 
-def require_classes(known: tuple[str, ...], data: Dataset, model: object) -> None:
-    """Raise DataError, which names the `model`, unless the classes that it knows are those of `data`, in that order."""
-    if known != data.classes:
+def require_classes(known: tuple[str, ...], found: tuple[str, ...], model: object) -> None:
+    """Raise DataError, which names the `model`, unless the classes that it knows are those `found` in the data, in that
+    order.
+    """
+    if known != found:
         raise DataError(
-            f"{model}: knows the classes {_listed(known)}, but the data has {_listed(data.classes)}",
+            f"{model}: knows the classes of other data ({class_differences(known, 'the model', found, 'the data')})",
             hint="--data names the data set that the model was trained for",
         )
 
@@ -95,7 +100,8 @@ def evaluate_classifier(
     metrics: dict[str, float | tuple[float, float]] = {
         "accuracy": correct / len(data),
         "accuracy_ci95": wilson_interval(correct, len(data)),
-        "macro_f1": sum(row.f1 for row in per_class) / classes,
+        "balanced_accuracy": _mean(row.recall for row in per_class),
+        "macro_f1": _mean(row.f1 for row in per_class),
         "nll": F.cross_entropy(logits, labels).item(),
         "ece": _calibration_error(probabilities, labels),
     }
@@ -173,20 +179,22 @@ def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def _per_class(matrix: Tensor, classes: tuple[str, ...]) -> list[ClassMetrics]:
-    """Precision, recall and F1 from a confusion matrix, int64 (C, C); 0 where they are undefined."""
+    """Precision, recall and F1 from a confusion matrix, int64 (C, C); 0 where a class is never predicted."""
     rows = []
     for i, label in enumerate(classes):
         hits, predicted, support = int(matrix[i, i]), int(matrix[:, i].sum()), int(matrix[i].sum())
-        rows.append(
-            ClassMetrics(
-                label,
-                hits / predicted if predicted else 0.0,
-                hits / support if support else 0.0,
-                2 * hits / (predicted + support) if predicted + support else 0.0,
-                support,
-            )
-        )
+        if support:
+            precision = hits / predicted if predicted else 0.0
+            rows.append(ClassMetrics(label, precision, hits / support, 2 * hits / (predicted + support), support))
+        else:
+            rows.append(ClassMetrics(label, None, None, None, 0))
     return rows
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """The mean of those that are not None; there is at least one."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known)
 
 
 def _chroma(rgb: Tensor) -> Tensor:
@@ -205,8 +213,3 @@ def _mean_ssim(images: Tensor, originals: Tensor) -> float:
         for pair in zip(images.split(1000), originals.split(1000), strict=True)
     ]
     return torch.cat(each).mean().item()
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:4])
-    return f"{shown}, … ({len(names)})" if len(names) > 4 else shown

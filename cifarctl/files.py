@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import secrets
 import sys
 import time
@@ -69,11 +68,6 @@ def remove_temporary(folder: Path) -> None:
     for path in folder.glob(f".*-????????{_MARK}*"):
         with suppress(PermissionError):  # on Windows: a running process has it open
             path.unlink(missing_ok=True)
-
-
-def portable_name(text: str) -> str:
-    """`text` as a part of a file's name: without what Windows refuses there, or (`:`) hides inside another file."""
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", text)
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:

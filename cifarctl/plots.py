@@ -13,11 +13,13 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from cifarctl.evaluation import psnr, reliability_bins
+from cifarctl.figure_text import drawable
 from cifarctl.files import atomic_path
 from cifarctl.rate import RatePoint
 
 _BLUE, _ORANGE, _GREY = "#1f6fb2", "#d9711c", "#6b7280"
 _DPI = 150
+_NAME_WIDTH = 18
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -66,8 +68,9 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(n), classes)
+    labels, font = drawable(classes)
+    axes.set_xticks(range(n), labels, rotation=45, ha="right", rotation_mode="anchor", **font)
+    axes.set_yticks(range(n), labels, **font)
     accuracy = counts.trace() / max(counts.sum(), 1)
     axes.set(xlabel="predicted", ylabel="true", title=f"{counts.sum():,} images, accuracy {accuracy:.2%}")
     if n <= 25:  # beyond that the numbers would not fit their cells
@@ -93,6 +96,7 @@ def reconstructions(originals: Tensor, outputs: Tensor, names: Sequence[str] | N
     # Mid-grey is no difference; twice the contrast, since good ones are faint.
     difference = ((outputs - truth) + 0.5 + (outputs - truth)).clamp(0, 1)
 
+    titles, font = drawable(names or (), _NAME_WIDTH)
     width = 1.6 + 1.0 * per_band
     margin = ConstrainedLayoutEngine(rect=(0.1 / width, 0, 1 - 0.1 / width, 1))  # else the labels touch the edge
     figure = Figure(figsize=(width, 3.75 * bands), layout=margin)
@@ -104,8 +108,8 @@ def reconstructions(originals: Tensor, outputs: Tensor, names: Sequence[str] | N
         for row, picture in enumerate((truth[i], outputs[i], difference[i])):
             axes = grid[3 * band + row, column]
             axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-            if row == 0 and names:
-                axes.set_title(_shortened(names[i]), fontsize=7)
+            if row == 0 and titles:
+                axes.set_title(titles[i], fontsize=7, **font)
             if row == 1:
                 axes.set_title(f"{decibels[i]:.1f} dB", fontsize=8)
     for row in range(3 * bands):
@@ -150,14 +154,16 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
     rows = max(-(-len(worst) // columns), 1)
     figure = Figure(figsize=(1.25 * columns + 0.4, 1.75 * rows + 0.5), layout="constrained")
     figure.suptitle(f"Most confident of {len(wrong):,} mistakes: true class above, prediction below", fontsize=10)
+    names, font = drawable(classes, _NAME_WIDTH)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     for axes, i in zip(grid.flat, worst, strict=False):
         axes.imshow(images[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-        axes.set_title(_shortened(classes[int(labels[i])]), fontsize=8)
-        axes.set_xlabel(f"{_shortened(classes[int(predicted[i])])}\n{confidence[i]:.0%}", fontsize=8, color=_ORANGE)
+        axes.set_title(names[int(labels[i])], fontsize=8, **font)
+        below = f"{names[int(predicted[i])]}\n{confidence[i]:.0%}"
+        axes.set_xlabel(below, fontsize=8, color=_ORANGE, **font)
     return figure
 
 
@@ -203,8 +209,3 @@ class _PlainLogFormatter(LogFormatter):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:.3g}" if super().__call__(x, pos) else ""
-
-
-def _shortened(text: str, width: int = 18) -> str:
-    """The end of a long name: files often differ only there."""
-    return text if len(text) <= width else "…" + text[-(width - 1) :]

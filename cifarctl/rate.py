@@ -62,7 +62,7 @@ def _codec_point(
         )
         data = stream.getvalue()
         sizes.append(len(_jpeg_scan(data)) if codec == "jpeg" else len(_webp_frame(data)))
-        with Image.open(stream) as decoded:
+        with Image.open(stream, formats=[codec]) as decoded:
             difference = np.asarray(decoded.convert("RGB"), np.float64) - array
         errors.append(np.square(difference / 255).mean())
     return RatePoint(codec, quality, float(np.mean(sizes)), _psnr(float(np.mean(errors))))

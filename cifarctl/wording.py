@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cifarctl.files import PRETRAINED
+from cifarctl.names import printable
 
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "accuracy_ci95": "accuracy, 95 % interval",
+    "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
     "nll": "negative log-likelihood",
     "ece": "expected calibration error",
@@ -36,7 +38,8 @@ COMPARED = {  # the columns of a table of several models, by their kind; the fir
 }
 METRIC_MEANINGS = {
     "accuracy": "The part of the images whose most likely label is the right one.",
-    "macro_f1": "The mean of the classes' F1, the harmonic mean of precision and recall: every class counts the same.",
+    "balanced_accuracy": "The mean of the classes' recall: every class that has images counts the same.",
+    "macro_f1": "The mean of the classes' F1, the harmonic mean of precision and recall, over classes with images.",
     "nll": "What the true labels' probabilities cost on average, in nats. Lower is better; certain and right is 0.",
     "ece": "How far confidence is from accuracy, on average over 15 bins of confidence. Lower is better.",
     "psnr": "Peak signal-to-noise ratio over all pixels. Higher is better; 3 dB more is half the squared error.",
@@ -50,7 +53,7 @@ def format_metric(name: str, value: Any) -> str:
     """A metric's value with its unit."""
     if name == "accuracy_ci95":
         return f"{value[0]:.2%} to {value[1]:.2%}"
-    if name == "accuracy":
+    if name in ("accuracy", "balanced_accuracy"):
         return f"{value:.2%}"
     if "psnr" in name:
         return f"{value:.2f} dB"
@@ -61,6 +64,11 @@ def format_metric(name: str, value: Any) -> str:
     if name == "mse":
         return f"{value:.6f}"
     return f"{value:.4f}"
+
+
+def format_score(value: float | None) -> str:
+    """A class's precision, recall or F1; a dash where it has none."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def format_difference(metric: str, value: float) -> str:
@@ -78,4 +86,4 @@ def model_name(path: str) -> str:
     file = Path(path)
     if file.parent == PRETRAINED:
         return f"the pretrained {file.stem}"
-    return str(file.parent) if file.name == "model.safetensors" and file.parent.name else path
+    return printable(str(file.parent) if file.name == "model.safetensors" and file.parent.name else path)

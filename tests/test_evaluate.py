@@ -117,6 +117,7 @@ def test_torchmetrics_agrees_on_a_classifier(cifarctl: Cifarctl, classifier_run:
     measured = (probabilities_by_hand(classifier_run, test.images), test.labels, 10)
     metrics = result["metrics"]
     assert metrics["accuracy"] == pytest.approx(torchmetrics.multiclass_accuracy(*measured, average="micro").item())
+    assert metrics["balanced_accuracy"] == pytest.approx(torchmetrics.multiclass_accuracy(*measured).item())
     assert metrics["macro_f1"] == pytest.approx(torchmetrics.multiclass_f1_score(*measured).item(), abs=1e-6)
     assert metrics["ece"] == pytest.approx(torchmetrics.multiclass_calibration_error(*measured).item(), abs=1e-5)
     assert result["confusion_matrix"] == torchmetrics.multiclass_confusion_matrix(*measured).tolist()

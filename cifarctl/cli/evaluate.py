@@ -13,7 +13,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import UsageError
-from cifarctl.files import portable_name
+from cifarctl.names import portable_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,6 +29,7 @@ def evaluate(
     data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
     offline: opt.Offline = False,
+    allow_changed_data: opt.AllowChangedData = False,
     split: Annotated[
         list[SplitName] | None,
         typer.Option(
@@ -71,7 +72,8 @@ def evaluate(
 ) -> None:
     """Measure classifiers or autoencoders on splits, in full precision.
 
-    Several models of a kind are compared on the same images, with the difference's interval and p-value.
+    Several models of a kind are compared on the same images, with the difference's interval and p-value. Macro F1 and
+    balanced accuracy are means over the classes that have images in the split; a class without any shows "–".
 
     Examples:
       cifarctl evaluate -m runs/clf --report report.html
@@ -94,6 +96,9 @@ def evaluate(
     subjects = find_subjects(model or [None], splits, data, data_dir, tta=tta)
     for subject in subjects:
         ensure_data(subject.source, output, offline=offline)
+    checked = [subject.check_data(name, allow_changed=allow_changed_data) for subject in subjects for name in splits]
+    for remark in dict.fromkeys(remark for remarks in checked for remark in remarks):
+        output.status(remark)
     chosen_device = local_device(select_device(device))
     opt.remark_unproven(device, output)
     count = len(subjects) * len(splits)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarctl.distributed import ALONE, Ranks
-from cifarctl.errors import UsageError
+from cifarctl.errors import ChangedDataError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +27,27 @@ class Subject:
     path: Path
     info: "ModelInfo"
     source: "Source"
+
+    def check_data(self, split: "Split", *, allow_changed: bool) -> list[str]:
+        """Compare the data with what the model was trained on, and say what is odd with it, in words. Raises
+        ChangedDataError if `split` would hold other images than in training, unless `allow_changed`, and DataError on a
+        folder of other classes.
+        """
+        from cifarctl.evaluation import require_classes
+
+        if self.info.kind == "classifier" and (found := self.source.folder_classes):
+            require_classes(self.info.classes, found, self.path)
+        try:
+            remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)
+        except ChangedDataError as error:
+            if not allow_changed:
+                error.hint = f"--allow-changed-data measures on {split} all the same"
+            raise
+        if self.info.kind == "autoencoder" and split == "test":
+            of_train = self.source.changes(self.info.data, "train")
+            pca = f"{self.source.name}: PCA is fitted on other images than the model: {'; '.join(of_train or [])}"
+            remark = remark or (pca if of_train else None)
+        return [*self.source.remarks(split), *filter(None, [remark])]
 
 
 @dataclass(frozen=True)
@@ -60,15 +81,17 @@ def find_subjects(
 ) -> list[Subject]:
     """The models with their data. Raises UsageError where they cannot be compared."""
     from cifarctl import weights
-    from cifarctl.data import Source
+    from cifarctl.data import Source, locate
 
-    subjects = []
+    subjects: list[Subject] = []
+    sources: dict[Source, Source] = {}  # each is read once
     for reference in paths:
         path = weights.resolve(reference, "classifier")
         info = weights.read_info(path)
         if tta and info.kind != "classifier":
             raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
-        subjects.append(Subject(path, info, Source.trained_on(info.data, data, data_dir)))
+        source = Source.trained_on(info.data, data, data_dir)
+        subjects.append(Subject(path, info, sources.setdefault(source, source)))
     first = subjects[0]
     for other in subjects[1:]:
         if other.info.kind != first.info.kind:
@@ -77,7 +100,7 @@ def find_subjects(
         drawn_alike = splits == ["test"] and first.source.name != "synthetic"
         drawn_alike |= (other.source.seed, other.source.val_size) == (first.source.seed, first.source.val_size)
         drawn_alike &= other.source.limit == first.source.limit or "train" not in splits
-        if other.source.name != first.source.name or not drawn_alike:
+        if locate(other.source.name) != locate(first.source.name) or not drawn_alike:
             raise UsageError(
                 f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
                 hint="compare them on --split test of one --data",
@@ -93,6 +116,7 @@ def measure(subject: Subject, split: "Split", images: "Dataset", wanted: Wanted)
         "data": subject.source.name,
         "split": split,
         "n": len(images),
+        "data_changes": subject.source.changes(subject.info.data, split),
     }
     kind = _measure_classifier if subject.info.kind == "classifier" else _measure_autoencoder
     return kind(subject, result, images, wanted)
@@ -113,7 +137,7 @@ def _measure_classifier(subject: Subject, result: dict[str, Any], images: "Datas
     from cifarctl.training.run_dir import read_history
 
     model, info = weights.load_classifier(subject.path, images.images.device)
-    require_classes(info.classes, images, subject.path)
+    require_classes(info.classes, images.classes, subject.path)
     history = read_history(subject.path) if wanted.report_images else []
     report = evaluate_classifier(model, images, tta=wanted.tta, ranks=wanted.ranks)
     labels = images.labels.cpu()

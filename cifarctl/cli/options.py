@@ -46,6 +46,16 @@ DataDir = Annotated[
         rich_help_panel=DATA_PANEL,
     ),
 ]
+AllowChangedData = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-data",
+        metavar="",
+        help="Measure on train or val although the data is not what the model was trained on, so that val may hold "
+        "images that it was trained on.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 Offline = Annotated[
     bool,
     typer.Option(
@@ -149,7 +159,8 @@ ValSize = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Images held out for validation. Default: 2,000, or a tenth where that is fewer.",
+        help="Images held out for validation. Default: 2,000, or a tenth where that is fewer. Each class keeps an "
+        "image to train on.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -167,7 +178,13 @@ Out = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", metavar="", help="Go on with the unfinished run in --out.", rich_help_panel=RUN_PANEL),
+    typer.Option(
+        "--resume",
+        metavar="",
+        help="Go on with the unfinished run in --out. --data and --data-dir may name another place of the same data, "
+        "--device and --precision another way to compute.",
+        rich_help_panel=RUN_PANEL,
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Replace the run in --out.", rich_help_panel=RUN_PANEL)

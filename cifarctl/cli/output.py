@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import typer
 
 from cifarctl.distributed import process_number
+from cifarctl.names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -142,11 +143,6 @@ def is_stdout_unread() -> bool:
 def _silence(stream: IO[str]) -> None:
     """Send what is still written to `stream` nowhere: what Python flushes at exit must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters escaped: file names may hold line breaks, and orders to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def report_error(message: str, hint: str | None = None) -> None:

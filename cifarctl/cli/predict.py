@@ -1,11 +1,10 @@
 """`cifarctl predict`."""
 
-import codecs
 import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cifarctl.cli import options as opt
-from cifarctl.cli.output import Output
+from cifarctl.cli.output import Output, report_error
+from cifarctl.cli.path_list import read_path_list
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
 
@@ -109,9 +109,10 @@ def predict(
         precision=select_precision(precision, chosen_device),
     )
     failed = total = 0
+    files = expand(_paths(image))
     with join_ranks(chosen_device) as ranks, ExitStack() as writing:
         write = writing.enter_context(open_writer(format, out, top_k)) if ranks.is_main else None
-        for record, pixels in ranks.streamed(expand(_paths(image)), classify, _PART * batch_size):
+        for record, pixels in ranks.streamed(iter(files), classify, _PART * batch_size):
             assert write is not None
             if show and pixels is not None:
                 from cifarctl.cli.preview import show_images
@@ -120,35 +121,28 @@ def predict(
             total += 1
             failed += "error" in record
             write(record)
-    if total == 0:
-        output.status("No images: nothing to do")
+    if ignored := files.describe_ignored():
+        output.status(ignored)
     if failed:
         output.status(f"{failed:,} of {total:,} files could not be read")
+    if files.empty:
+        more = f" (nor in {len(files.empty) - 1} more)" if len(files.empty) > 1 else ""
+        report_error(f"{files.empty[0]}: no images in it{more}")
+    elif total == 0:
+        output.status("No images: nothing to do")
+    if failed or files.empty:
         raise typer.Exit(1)
 
 
 def _paths(arguments: list[str]) -> Iterator[Path]:
-    """The arguments' paths; `-` stands for one a line on stdin, read as they are needed."""
+    """The arguments' paths; `-` stands for those on stdin, read as they are needed."""
     for argument in arguments:
         if argument == "-":
-            for line in sys.stdin.buffer:
-                if name := line.rstrip(b"\r\n"):
-                    yield Path(_decoded(name))
+            yield from read_path_list(sys.stdin.buffer)
         elif argument:
             yield Path(argument)
         else:  # Path("") is the current folder, which an unset variable of a shell script does not mean
             raise UsageError("IMAGE: an empty name")
-
-
-def _decoded(name: bytes) -> str:
-    """A path as other programs write it into a pipe."""
-    if sys.platform == "win32":  # PowerShell's in UTF-8, with a mark before the first; cmd's in the console's code page
-        with suppress(UnicodeDecodeError):
-            return name.removeprefix(codecs.BOM_UTF8).decode()
-        return name.decode("oem", "replace")
-    else:  # noqa: RET505 (mypy knows platforms by such blocks)
-        # Names are bytes; undecodable ones survive the round trip as surrogates.
-        return name.decode(sys.getfilesystemencoding(), "surrogateescape")
 
 
 def _classify(

@@ -7,7 +7,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from cifarctl.cli.output import Output, printable
+from cifarctl.cli.output import Output
+from cifarctl.names import printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,6 +10,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.distributed import process_number
 from cifarctl.errors import ImageError, UsageError
+from cifarctl.names import portable_name, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +93,8 @@ def reconstruct(
     failures: list[str] = []
     origin: dict[str, str]
     if image:
-        images, names = _read_files(image, failures)
+        images, names = _read_files(image, failures, output)
+        stems = [Path(name).stem for name in names]
         every, labels = images, {}
         origin = {"paths": dumps(names)}
     else:
@@ -101,9 +103,12 @@ def reconstruct(
 
         source = Source.trained_on(info.data, data, data_dir)
         ensure_data(source, output, offline=offline)
+        changed = source.check_unchanged(info.data, split, allow=True)  # pictures measure nothing
+        for remark in filter(None, [*source.remarks(split), changed]):
+            output.status(remark)
         dataset = source.load(split)
         every, images = dataset.images, dataset.images[:count]
-        names = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
+        names = stems = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
         labels = {"labels": dataset.labels, "indices": torch.arange(len(dataset))}
         origin = {"data": dumps(source.describe()), "split": split}
     if out and out.suffix and len(images) > _MAX_COUNT:
@@ -112,12 +117,12 @@ def reconstruct(
         )
     vectors = encode(autoencoder, every if latents else images)
     if latents:
-        save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": str(path), **origin})
+        save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": printable(str(path)), **origin})
 
     outputs = decode(autoencoder, vectors[: len(images)]).cpu()
     decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
     if out:
-        _write(images, outputs, names, out, stems=[Path(name).stem for name in names] if image else names)
+        _write(images, outputs, names, stems, out)
     if show:
         from cifarctl.cli.preview import show_images
 
@@ -132,17 +137,17 @@ def reconstruct(
         "psnr_image_mean": sum(decibels) / len(decibels),
         "images": [{"name": name, "psnr": value} for name, value in zip(names, decibels, strict=True)],
     }
-    lines = [f"{latents}: {len(every)} latents of {autoencoder.latent_dim} floats"] if latents else []
+    lines = [f"{printable(str(latents))}: {len(every)} latents of {autoencoder.latent_dim} floats"] if latents else []
     if out:
         drawn = "1 image" if len(images) == 1 else f"{len(images)} images"
-        lines.append(f"{out}: {drawn}, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
+        lines.append(f"{printable(str(out))}: {drawn}, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
     output.result(result, lambda: "\n".join(lines))
     if failures:
         report_error(f"{failures[0]}{f' (and {len(failures) - 1} more)' if len(failures) > 1 else ''}")
         raise typer.Exit(1)
 
 
-def _read_files(paths: list[Path], failures: list[str]) -> "tuple[Tensor, list[str]]":
+def _read_files(paths: list[Path], failures: list[str], output: Output) -> "tuple[Tensor, list[str]]":
     """Decode the files, uint8 (N, 3, 32, 32); what cannot be read is noted in `failures`."""
     import numpy as np
     import torch
@@ -150,18 +155,22 @@ def _read_files(paths: list[Path], failures: list[str]) -> "tuple[Tensor, list[s
     from cifarctl.data.images import expand, read_images
 
     decoded, names = [], []
-    for path, image in read_images(expand(paths)):
+    files = expand(paths)
+    for path, image in read_images(files):
         if isinstance(image, ImageError):
             failures.append(f"{path}: {image}")
         else:
             decoded.append(image)
             names.append(str(path))
+    if ignored := files.describe_ignored():
+        output.status(ignored)
+    failures += [f"{folder}: no images in it" for folder in files.empty]
     if not decoded:
-        raise ImageError(failures[0] if failures else f"{paths[0]}: no images in it")
+        raise ImageError(failures[0])
     return torch.from_numpy(np.stack(decoded)), names
 
 
-def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path, stems: list[str]) -> None:
+def _write(images: "Tensor", outputs: "Tensor", names: list[str], stems: list[str], out: Path) -> None:
     if out.suffix:
         from cifarctl import plots
 
@@ -169,9 +178,9 @@ def _write(images: "Tensor", outputs: "Tensor", names: list[str], out: Path, ste
         return
     from PIL import Image
 
-    from cifarctl.files import atomic_path, portable_name
+    from cifarctl.files import atomic_path
 
     for i, (output, stem) in enumerate(zip(outputs, stems, strict=True)):
         pixels = (output * 255).round().byte().permute(1, 2, 0).numpy()
-        with atomic_path(out / portable_name(f"{i:04d}-{stem.replace(' ', '-')}.png")) as temporary:
+        with atomic_path(out / f"{portable_name(f'{i:04d}-{stem}').replace(' ', '-')}.png") as temporary:
             Image.fromarray(pixels).save(temporary)

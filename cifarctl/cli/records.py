@@ -13,8 +13,9 @@ from typing import IO, Any
 from rich.console import Console
 from rich.text import Text
 
-from cifarctl.cli.output import make_console, printable, write_line
+from cifarctl.cli.output import make_console, write_line
 from cifarctl.files import atomic_path
+from cifarctl.names import printable, spreadsheet_cell
 
 Record = dict[str, Any]
 Writer = Callable[[Record], None]
@@ -65,7 +66,8 @@ def _csv_cells(record: Record, top_k: int) -> list[Any]:
 
 def _csv_row(cells: list[Any]) -> str:
     row = io.StringIO()
-    csv.writer(row, lineterminator="\n").writerow(cells)
+    safe = (spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in cells)
+    csv.writer(row, lineterminator="\n").writerow(safe)
     return row.getvalue().removesuffix("\n")
 
 
@@ -77,11 +79,11 @@ def _table_line(record: Record, console: Console) -> str:
         line.append(f"  {printable(record['path'])}: {printable(record['error'])}")
     else:
         first, *rest = record["top"]
-        line.append(f"{first['label']:<12}", style="bold")
+        line.append(f"{printable(first['label']):<12}", style="bold")
         line.append(f"{first['confidence']:>7.1%}", style="green" if first["confidence"] > 0.5 else "yellow")
         line.append(f"   {printable(record['path'])}")
         for entry in rest:
-            line.append(f"  {entry['label']} {entry['confidence']:.1%}", style="dim")
+            line.append(f"  {printable(entry['label'])} {entry['confidence']:.1%}", style="dim")
     with console.capture() as capture:
         console.print(line, soft_wrap=True)
     return capture.get().rstrip("\n")

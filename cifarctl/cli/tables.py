@@ -11,7 +11,16 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from cifarctl.wording import COMPARED, METRIC_NAMES, format_difference, format_metric, format_p_value, model_name
+from cifarctl.names import printable
+from cifarctl.wording import (
+    COMPARED,
+    METRIC_NAMES,
+    format_difference,
+    format_metric,
+    format_p_value,
+    format_score,
+    model_name,
+)
 
 
 def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str]) -> Group:
@@ -26,8 +35,8 @@ def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str
             style="bold" if name in ("accuracy", "psnr") else "",
         )
     for name, value in more.items():
-        table.add_row(name, value)
-    return Group(Text(title, style="bold"), "", table)
+        table.add_row(name, _cell(value))
+    return Group(_cell(title, style="bold"), "", table)
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Mapping[str
             gap = row["metrics"][main] - rows[0]["metrics"][main]
             if len(splits) > 1:
                 cells.append("" if row is rows[0] else f"{100 * gap:+.2f}" if classifiers else f"{gap:+.2f}")
-            table.add_row(model_name(model), row["split"], *cells)
+            table.add_row(Text(model_name(model)), row["split"], *cells)
     return table
 
 
@@ -104,8 +113,8 @@ def _per_class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
     for name in (*columns, "support") if complete else columns:
         table.add_column(name, justify="right")
     for row in rows:
-        scores = [f"{row[name]:.3f}" for name in columns]
-        table.add_row(row["label"], *scores, *([f"{row['support']:,}"] if complete else []))
+        scores = [format_score(row[name]) for name in columns]
+        table.add_row(_cell(row["label"]), *scores, *([f"{row['support']:,}"] if complete else []))
     return table
 
 
@@ -125,15 +134,20 @@ def _confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) ->
     )
     table.add_column("", overflow="ellipsis", max_width=14)
     for name in classes:
-        table.add_column(name[:5], justify="right")
+        table.add_column(Text(printable(name)[:5]), justify="right")
     for label, row in zip(classes, matrix, strict=True):
         total = max(sum(row), 1)
         cells = [
             Text(str(count), style=_shade(count / total, hit=classes[i] == label) if count else "dim")
             for i, count in enumerate(row)
         ]
-        table.add_row(label, *cells)
+        table.add_row(_cell(label), *cells)
     return table
+
+
+def _cell(name: str, style: str = "") -> Text:
+    """A name from elsewhere as a cell: rich reads `[red]` in a plain string as an order."""
+    return Text(printable(name), style=style)
 
 
 def _shade(share: float, *, hit: bool) -> Style:

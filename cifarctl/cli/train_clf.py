@@ -9,7 +9,7 @@ from cifarctl import models
 from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_arch, complete_model
 from cifarctl.cli.output import Output
-from cifarctl.training.recipes import ClassifierRecipe
+from cifarctl.training.recipes import ClassifierRecipe, ClassWeights
 
 
 def train_clf(
@@ -60,6 +60,14 @@ def train_clf(
             rich_help_panel=opt.TRAINING_PANEL,
         ),
     ] = None,
+    class_weights: Annotated[
+        ClassWeights | None,
+        typer.Option(
+            help="balanced: all classes count the same in the training loss, however many images they have. The "
+            "validation loss and accuracy stay unweighted. Default: none.",
+            rich_help_panel=opt.TRAINING_PANEL,
+        ),
+    ] = None,
     ema: opt.Ema = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -103,6 +111,7 @@ def train_clf(
                 lr=lr,
                 weight_decay=weight_decay,
                 label_smoothing=label_smoothing,
+                class_weights=class_weights,
                 ema=ema,
             ),
             limit=limit,

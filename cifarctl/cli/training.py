@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,22 +67,39 @@ def run_training(
     output.result(summary, lambda: _summary_table(summary))
 
 
+# What may be given anew to --resume: where files lie, which are compared with the run's, and how to compute.
+_ANEW = frozenset({"data_dir", "device", "precision", "compile", "tensorboard"})
+
+
 def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOptions") -> "TrainOptions":
-    """The stored options, after checking that none was given again with another value."""
+    """The stored options, with those given anew that may be, after checking that no other was with another value."""
+    from cifarctl.data import Source
+
     if stored.kind != given.kind:
         raise UsageError(f"--resume: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}")
 
     def value(options: "TrainOptions", name: str) -> Any:
         return getattr(options, name, None) if hasattr(options, name) else getattr(options.settings, name, None)
 
+    given, stored = given.located(), stored.located()
+    anew = {}
+    allowed = set(_ANEW)
+    if Source(given.data).is_folder and Source(stored.data).is_folder:
+        allowed.add("data")
+    if stored.encoder:
+        allowed.add("encoder")
     for name in context.params:
         source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and value(given, name) != value(stored, name):
+        if source is None or source.name != "COMMANDLINE" or value(given, name) == value(stored, name):
+            continue
+        if name in allowed:
+            anew[name] = value(given, name)
+        else:
             raise UsageError(
                 f"--{name.replace('_', '-')}: the run was started with {value(stored, name)}",
                 hint="leave the option out to resume, or start another run",
             )
-    return stored
+    return replace(stored, **anew)
 
 
 def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
@@ -94,6 +112,8 @@ def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
         for event in events:
             match event:
                 case Started():
+                    for remark in event.remarks:
+                        output.status(remark)
                     verb = "Resuming" if event.resumed else "Training"
                     parameters = f"{event.parameters:,} parameters"
                     output.status(f"{verb} {event.model}, {parameters}, on {event.device} in {event.precision}")

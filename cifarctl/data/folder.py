@@ -1,51 +1,148 @@
 """A folder of images as a data set: DIR/{train,test}/CLASS/*.png, any class names, any image size."""
 
+import os
+from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cifarctl.data.dataset import Dataset
-from cifarctl.data.images import find_images, read_images
+from cifarctl.data.fingerprint import fingerprint, listed
+from cifarctl.data.images import ImageFiles, find_images, read_images
 from cifarctl.errors import DataError, ImageError
 
 _LAYOUT = "expected DIR/{train,test}/CLASS/*.png (or .jpg, …)"
+# What others call a folder of images that are not trained on.
+_HELD_OUT = ("val", "valid", "validation", "dev", "eval", "holdout")
 
 
-def read_folder(folder: Path, split: str) -> Dataset:
-    """Decode every image under `folder`/`split`. Classes are the names of the folders in `folder`/train, sorted.
+class ImageFolder:
+    """The folder at `root`: which images each split holds, found without decoding them, and then the images.
 
-    Raises DataError where there is no such folder, fewer than two classes, no image, or an unreadable image (all are
-    counted, the first is named).
+    A split is "train" or "test". Classes are the names of the folders in `root`/train, sorted. All methods raise
+    DataError if the split, or anything in it, is missing, cannot be listed, or is not what it should be.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder", hint="--data takes cifar10, cifar100, synthetic or a folder")
-    classes = _subfolders(folder / "train")
-    if len(classes) < 2:
-        raise DataError(f"{folder / 'train'}: {len(classes)} classes, at least 2 are needed", hint=_LAYOUT)
-    if unknown := set(_subfolders(folder / split)) - set(classes):
-        raise DataError(f"{folder / split}: class {min(unknown)!r} is not among the classes in {folder / 'train'}")
 
-    paths = [(path, label) for label, name in enumerate(classes) for path in find_images(folder / split / name)]
-    if not paths:
-        raise DataError(f"{folder / split}: no images in it", hint=_LAYOUT)
-    images = np.empty((len(paths), 3, 32, 32), np.uint8)
-    failures = []
-    for i, (path, image) in enumerate(read_images(path for path, _ in paths)):
-        if isinstance(image, ImageError):
-            failures.append(f"{path}: {image}")
-        else:
-            images[i] = image
-    if failures:
-        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise DataError(f"{failures[0]}{more}", hint="remove or replace what cannot be read")
-    return Dataset(torch.from_numpy(images), torch.tensor([label for _, label in paths]), tuple(classes))
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._found: dict[str, list[tuple[Path, int]]] = {}
+        self._remarks: dict[str, list[str]] = {}
+        self._fingerprints: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes. At least two, or DataError."""
+        if not self.root.is_dir():
+            raise DataError(
+                f"{self.root}: no such folder",
+                hint="--data takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
+            )
+        classes, _ = self._list("train")
+        if len(classes) < 2:
+            raise DataError(f"{self.root / 'train'}: {len(classes)} classes, at least 2 are needed", hint=_LAYOUT)
+        return tuple(classes)
+
+    def files(self, split: str) -> list[tuple[Path, int]]:
+        """The split's image files, each with its label, class by class."""
+        if split not in self._found:
+            self._found[split], self._remarks[split] = self._find(split)
+        return self._found[split]
+
+    def labels(self, split: str) -> Tensor:
+        """The split's labels, int64 (N,)."""
+        return torch.tensor([label for _, label in self.files(split)])
+
+    def remarks(self, split: str) -> list[str]:
+        """What is in the split and not used, or missing from it without harm, in words."""
+        self.files(split)
+        return self._remarks[split]
+
+    def unused(self) -> list[str]:
+        """The names of the folders in `root` that are no split."""
+        return [name for name in _subfolders(self.root)[0] if name not in ("train", "test")]
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """What tells the split's files from others (`fingerprint.fingerprint`)."""
+        if split not in self._fingerprints:
+            paths = (path for path, _ in self.files(split))
+            try:
+                self._fingerprints[split] = fingerprint(self.root / split, paths)
+            except OSError as error:
+                raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        return self._fingerprints[split]
+
+    def read(self, split: str) -> Dataset:
+        """Decode every image of the split. Unreadable ones are counted, and the first is named."""
+        files = self.files(split)
+        images = np.empty((len(files), 3, 32, 32), np.uint8)
+        failures = []
+        for i, (path, image) in enumerate(read_images(path for path, _ in files)):
+            if isinstance(image, ImageError):
+                failures.append(f"{path}: {image}")
+            else:
+                images[i] = image
+        if failures:
+            more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+            raise DataError(f"{failures[0]}{more}", hint="remove or replace what cannot be read")
+        return Dataset(torch.from_numpy(images), self.labels(split), self.classes)
+
+    def _find(self, split: str) -> tuple[list[tuple[Path, int]], list[str]]:
+        folder = self.root / split
+        classes = self.classes
+        names, loose = self._list(split)
+        if unknown := [name for name in names if name not in classes]:
+            near = get_close_matches(unknown[0], classes, 1)
+            raise DataError(
+                f"{folder}: not among the classes in {self.root / 'train'}: {listed([repr(name) for name in unknown])}",
+                hint=f"did you mean {near[0]}?" if near else "each folder there must have one of its name in train",
+            )
+        files: list[tuple[Path, int]] = []
+        ignored, absent = ImageFiles([]), []
+        for label, name in enumerate(classes):
+            search = find_images(folder / name) if name in names else ImageFiles([])
+            found = [(path, label) for path in search]
+            ignored.ignored += search.ignored
+            if not found and split == "train":
+                also = f" ({text})" if (text := search.describe_ignored()) else ""
+                raise DataError(
+                    f"{folder / name}: no images in it{also}",
+                    hint="each folder here is a class: remove it, or put images into it",
+                )
+            if not found:
+                absent.append(name)
+            files += found
+        if not files:
+            raise DataError(f"{folder}: no images in it", hint=_LAYOUT)
+        remarks = [ignored.describe_ignored(), _counted(loose, "outside the classes' folders ignored")]
+        if absent:
+            remarks.append(f"no images of {listed(absent)}")
+        return files, [f"{folder}: {remark}" for remark in remarks if remark]
+
+    def _list(self, split: str) -> tuple[list[str], int]:
+        folder = self.root / split
+        if os.path.lexists(folder):
+            return _subfolders(folder)
+        others = {name.lower(): name for name in _subfolders(self.root)[0]}
+        near = get_close_matches(split, others) or [name for name in _HELD_OUT if split == "test" and name in others]
+        meant = f"did you mean {others[near[0]]}? Rename it to {split}; " if near else ""
+        raise DataError(f"{folder}: no such folder", hint=meant + _LAYOUT)
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: Path) -> tuple[list[str], int]:
+    """The names of the folders in `folder`, sorted, and how many files are beside them. Hidden ones do not count."""
     try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no such folder", hint=_LAYOUT) from None
+        entries = [each for each in folder.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
+        names = sorted(each.name for each in entries if each.is_dir())
     except NotADirectoryError:
         raise DataError(f"{folder}: not a folder", hint=_LAYOUT) from None
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    return names, len(entries) - len(names)
+
+
+def _counted(count: int, text: str) -> str:
+    return f"{count:,} file{'s' if count > 1 else ''} {text}" if count else ""

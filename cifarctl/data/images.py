@@ -9,29 +9,32 @@ import os
 import stat
 import threading
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from cifarctl.data.image_formats import FORMAT_OF_SUFFIX, why_not_read
+from cifarctl.data.image_opening import bytes_when_opened, is_png, open_image, without_metadata
+from cifarctl.data.pixels import to_array
 from cifarctl.errors import ImageError
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks on damaged files go to stderr
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
-SIDE = 32
 EXAMPLE = Path(__file__).with_name("example.jpg")  # Chelsea the cat, by Stefan van der Walt (CC0)
+_KINDS_SHOWN = 5
 
 
-# Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies they take 256 MB.
-MAX_PIXELS = 32_000_000
-_LARGE = 4_000_000
-_one_large_image = threading.Lock()  # at a time, so that memory does not grow with the number of threads
+_LARGE = 16_000_000  # bytes
+_LONG_FILE = 64_000_000
+_one_large_image = threading.RLock()  # at a time, so that memory does not grow with the number of threads
 _one_silence = threading.Lock()
 
 
@@ -49,19 +52,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def _decode(path: Path) -> NDArray[np.uint8]:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 (faster); a FIFO or a device would block for ever
+        status = os.stat(path)  # noqa: PTH116 (faster)
+        if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would block for ever
+            if stat.S_ISDIR(status.st_mode):
+                os.scandir(path).close()  # raises OSError if that is why it is here
             raise ImageError("not a regular file")
-        with Image.open(path) as image:
-            # JPEG decoders can scale by powers of two while decoding: a 12-megapixel photograph 8 times faster.
-            image.draft("RGB", (2 * SIDE, 2 * SIDE))
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise ImageError(f"too large: {pixels:,} pixels, more than {MAX_PIXELS:,}")
-            with (
-                _one_large_image if pixels > _LARGE else contextlib.nullcontext(),
-                _native_silence() if image.format == "TIFF" else contextlib.nullcontext(),
-            ):
-                return _to_array(image)
+        with open(path, "rb") as file:  # noqa: PTH123 (faster)
+            return _decode_file(file, path.suffix.lower(), status.st_size)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -70,8 +67,6 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         raise ImageError("no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None
-    except UnidentifiedImageError:
-        raise ImageError("not an image in a known format") from None
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from None
     except MemoryError:
@@ -80,25 +75,35 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"damaged image: {error}") from None
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in ("P", "PA", "1"):  # numbers of colours cannot be averaged
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if (factor := min(image.size) // (3 * SIDE)) > 1:  # before anything makes copies
-        image = image.resize((image.width // factor, image.height // factor), Image.Resampling.BOX)
-    if image.mode.startswith(("I", "F")):  # 16 bits and more: convert("RGB") would clip instead of scaling
-        deep = np.asarray(image, np.float32)
-        top = 65535.0 if deep.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((deep.clip(0, top) * (255 / top)).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    if image.size != (SIDE, SIDE):
-        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1)
+def _decode_file(file: IO[bytes], suffix: str, size: int) -> NDArray[np.uint8]:
+    try:
+        if size <= _LONG_FILE or not is_png(file):  # else what makes it long may be metadata, which takes memory
+            return _decode_pixels(file, suffix)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        if not is_png(file):
+            if isinstance(error, UnidentifiedImageError):
+                file.seek(0)
+                raise ImageError(why_not_read(file.read(32))) from None
+            raise
+    try:
+        return _decode_pixels(without_metadata(file), ".png")
+    except UnidentifiedImageError:
+        raise ImageError("not an image in a known format") from None
+
+
+def _decode_pixels(file: IO[bytes], suffix: str) -> NDArray[np.uint8]:
+    with contextlib.ExitStack() as held:
+        if bytes_when_opened(file) > _LARGE:
+            held.enter_context(_one_large_image)
+        image, taken = open_image(file, suffix)
+        held.enter_context(image)
+        if taken > _LARGE:
+            held.enter_context(_one_large_image)
+        if image.format == "TIFF":
+            held.enter_context(_native_silence())
+        return to_array(image)
 
 
 @contextlib.contextmanager
@@ -116,9 +121,10 @@ def _native_silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """Pillow remarks on odd metadata and on large images; what matters of it is checked here."""
+    """Pillow remarks on odd metadata, old formats and large images; what matters of it is checked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
@@ -157,19 +163,90 @@ def read_or_error(path: Path) -> NDArray[np.uint8] | ImageError:
         return error
 
 
-def find_images(folder: Path) -> Iterator[Path]:
-    """Every image file under `folder`, recursively, by suffix, in sorted order. Links to folders are not followed."""
-    for directory, subfolders, names in os.walk(folder):
-        subfolders.sort()
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path for each file is slower)
-                yield Path(directory, name)
+class ImageFiles:
+    """The image files that some paths stand for, found while they are iterated over: a file is itself, a folder the
+    images under it at any depth, by suffix, each folder's files in sorted order before those of its subfolders.
+
+    Names that start with a dot and `__MACOSX` are passed over. Links to folders are followed once each, after all else.
+    A folder that cannot be listed is in the place of its images, so that reading it gives the error.
+
+    ignored: how many other files there were, by suffix in lower case. empty: the given folders that hold no image.
+    Both are complete when the iteration has ended.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = paths
+        self.ignored: Counter[str] = Counter()
+        self.empty: list[Path] = []
+
+    def __iter__(self) -> Iterator[Path]:
+        self.ignored.clear()
+        self.empty.clear()
+        for path in self._paths:
+            if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
+                yield path
+                continue
+            found = False
+            for found_path in self._search(path):
+                found = True
+                yield found_path
+            if not found:
+                self.empty.append(path)
+
+    def describe_ignored(self) -> str:
+        """What was ignored in words, as "70 other files ignored: .txt, .csv"; empty if nothing was."""
+        if not self.ignored:
+            return ""
+        kinds = [suffix or "no suffix" for suffix, _ in self.ignored.most_common()]
+        shown = ", ".join(kinds[:_KINDS_SHOWN]) + (", …" if len(kinds) > _KINDS_SHOWN else "")
+        count = self.ignored.total()
+        return f"{count:,} other file{'s' if count > 1 else ''} ignored: {shown}"
+
+    def _search(self, root: Path) -> Iterator[Path]:
+        folders, links = [str(root)], deque[str]()
+        seen = {_identity(parent) for parent in root.resolve().parents}  # a link to one of these would leave `root`
+        while folders or links:
+            folder = folders.pop() if folders else links.popleft()
+            try:
+                identity = _identity(folder)
+                with os.scandir(folder) as scan:
+                    entries = sorted(scan, key=attrgetter("name"))
+            except OSError:
+                yield Path(folder)
+                continue
+            if identity in seen:
+                continue
+            seen.add(identity)
+            subfolders: list[str] = []
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if _is_folder(entry):
+                    (links if entry.is_symlink() else subfolders).append(entry.path)
+                elif (suffix := os.path.splitext(entry.name)[1].lower()) in FORMAT_OF_SUFFIX:  # noqa: PTH122 (faster)
+                    yield Path(entry.path)
+                else:
+                    self.ignored[suffix] += 1
+            folders += reversed(subfolders)
 
 
-def expand(paths: Iterable[Path]) -> Iterator[Path]:
-    """Each path, or where it is a folder, the images under it."""
-    for path in paths:
-        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
-            yield from find_images(path)
-        else:
-            yield path
+def find_images(folder: Path) -> ImageFiles:
+    """Every image file under `folder`."""
+    return ImageFiles([folder])
+
+
+def expand(paths: Iterable[Path]) -> ImageFiles:
+    """Each path, or if it is a folder, the images under it. `paths` may be endless."""
+    return ImageFiles(paths)
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116 (faster)
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that cannot be followed
+        return False

@@ -7,25 +7,32 @@ from cifarctl.errors import UsageError
 
 
 def default_val_size(n: int) -> int:
-    """2,000 images (4 % of CIFAR-10's 50,000), or a tenth where that is fewer."""
-    return min(2000, n // 10)
+    """2,000 images (4 % of CIFAR-10's 50,000), or a tenth where that is fewer, and at least one."""
+    return max(1, min(2000, n // 10))
 
 
 def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw a validation set that keeps the classes' proportions.
 
     labels: int64 (N,). Returns (train, val), indices in ascending order. The draw depends on `labels`, `val_size` and
-    `seed` alone. Raises UsageError unless 0 < val_size < N.
+    `seed` alone. Every class keeps at least one training image. Raises UsageError unless that can be.
     """
     n = len(labels)
-    if not 0 < val_size < n:
-        raise UsageError(f"--val-size {val_size}: there are {n} training images, so it must be from 1 to {n - 1}")
-    generator = torch.Generator().manual_seed(seed)
     counts = torch.bincount(labels)
+    most = n - int((counts > 0).sum())
+    if not 0 < val_size <= most:
+        raise UsageError(
+            f"--val-size {val_size}: of {n} training images, each class must keep one, so it must be from 1 to {most}"
+        )
+    generator = torch.Generator().manual_seed(seed)
     exact = counts * val_size / n
     quota = exact.floor().long()
     # The classes with the largest remainders get one more each, until the sizes add up.
     quota[(exact - quota).argsort(descending=True, stable=True)[: val_size - int(quota.sum())]] += 1
+    quota = torch.minimum(quota, (counts - 1).clamp_min(0))
+    while (missing := val_size - int(quota.sum())) > 0:  # instead of the last images of small classes
+        spare = counts - 1 - quota
+        quota[spare.argsort(descending=True, stable=True)[: min(missing, int((spare > 0).sum()))]] += 1
     shuffled = torch.randperm(n, generator=generator)
     held_out = torch.zeros(n, dtype=torch.bool)
     for label, count in enumerate(quota.tolist()):

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from cifarctl import __version__
 from cifarctl.files import write_text
+from cifarctl.names import printable
 from cifarctl.report.sections import (
     DIAGONAL,
     OFF_DIAGONAL,
@@ -28,6 +29,7 @@ from cifarctl.wording import (
     format_difference,
     format_metric,
     format_p_value,
+    format_score,
 )
 
 __all__ = ["Section", "autoencoder_section", "classifier_section", "write_report"]
@@ -62,11 +64,12 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
     script, style = (
         Markup(files(__name__).joinpath(f"report.{suffix}").read_text("utf-8")) for suffix in ("js", "css")
     )
-    # Names of files and classes come from elsewhere, so everything is escaped that is not Markup. Should that ever
-    # fail, the policy in the page lets no script run but this one, and nothing be loaded.
+    # Names of files and classes come from elsewhere, so everything that is not Markup is made visible and escaped.
+    # Should that ever fail, the policy in the page lets no script run but this one, and nothing be loaded.
     environment = Environment(
         loader=PackageLoader("cifarctl", "report"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -79,8 +82,9 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         "format_metric": format_metric,
         "format_difference": format_difference,
         "format_p_value": format_p_value,
+        "format_score": format_score,
     }
-    page = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         rows=_rows(sections, next(iter(columns))),
         columns=columns,
         differences=differences,
@@ -91,5 +95,3 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         version=__version__,
         created=datetime.now(UTC),
     )
-    # A file name that is no UTF-8 holds lone surrogates, which no page can.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")

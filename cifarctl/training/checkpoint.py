@@ -5,6 +5,7 @@ needs.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cifarctl.data.fingerprint import describe_changes
 from cifarctl.errors import RunDirError
 from cifarctl.files import save_tensors
 
@@ -42,8 +44,14 @@ class TrainingState:
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, state: TrainingState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Replace the checkpoint at `path`, atomically. Raises OSError."""
+def save_checkpoint(
+    path: Path,
+    state: TrainingState,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Replace the checkpoint at `path`, atomically. data: a description of it, to be noted. Raises OSError."""
     tensors = {"loss_sum": state.loss_sum}
     for group, group_tensors in (("model", model.state_dict()), ("best", state.best), ("ema", state.ema)):
         tensors |= {f"{group}.{name}": tensor for name, tensor in group_tensors.items()}
@@ -56,16 +64,21 @@ def save_checkpoint(path: Path, state: TrainingState, model: torch.nn.Module, op
         "best_metric": state.best_metric if state.history else None,
         "best_epoch": state.best_epoch,
         "scaler": state.scaler,
+        "data": dict(data or {}),
     }
     save_tensors(path, tensors, {"format": "1", "position": json.dumps(position)})
 
 
 def load_checkpoint(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    data: Mapping[str, Any] | None = None,
 ) -> TrainingState:
     """Put the checkpoint at `path` into `model` and `optimizer` and return the rest.
 
-    Raises RunDirError where the file is damaged or belongs to another model.
+    Raises RunDirError where the file is damaged or belongs to another model, or to other data than `data` describes.
     """
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "ema": {}, "optimizer": {}}
     try:
@@ -82,6 +95,10 @@ def load_checkpoint(
         raise RunDirError(
             f"{path}: cannot resume from it ({str(error).splitlines()[0]})", hint="start anew with --overwrite"
         ) from None
+    if data and (changes := describe_changes(position.get("data") or {}, data, ("train", "test"))):
+        raise RunDirError(
+            f"{path}: belongs to a run on other data: {'; '.join(changes)}", hint="--overwrite starts anew"
+        )
     return TrainingState(
         step=position["step"],
         # Copies, since a mapped file is about to be replaced by the next checkpoint.

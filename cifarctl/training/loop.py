@@ -3,11 +3,12 @@
 import hashlib
 import time
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,13 +89,15 @@ def fit(
     precision: Precision,
     checkpoint: Path,
     ranks: Ranks = ALONE,
+    data: Mapping[str, Any] | None = None,
 ) -> Iterator[Encoding | StepDone | EpochDone | Fitted]:
     """Train `model` in place and leave the best epoch's weights (by `objective.metric` on `val`) in it. The last event
     is Fitted.
 
     The state is saved to `checkpoint` after every epoch, every minute inside one, and on SIGINT and SIGTERM; where that
     file exists, training goes on from it and ends with the same bits as without the break. Batches, augmentation and
-    dropout depend on (seed, step, rank) alone. Each of several `ranks` takes its share of every batch, and the first
+    dropout depend on (seed, step, rank) alone. data: what `Source.describe` says of it; a checkpoint of other data is
+    refused. Each of several `ranks` takes its share of every batch, and the first
     one saves. Raises Interrupted after a signal, TrainingError where a step fails or the loss is not finite, OSError
     where the checkpoint cannot be written, ProcessLostError where another rank has ended.
     """
@@ -105,7 +108,7 @@ def fit(
     if ranks.from_main(checkpoint.exists()):
         if not checkpoint.exists():
             raise RunDirError(f"{checkpoint}: only the first process sees it", hint="machines share the run's folder")
-        state = load_checkpoint(checkpoint, model, optimizer, device)
+        state = load_checkpoint(checkpoint, model, optimizer, device, data)
     elif recipe.ema:
         state.ema = _copy(model)
 
@@ -162,7 +165,7 @@ def fit(
         nonlocal saved
         state.scaler = scaler.state_dict()  # reading it waits for a GPU, so not at every step
         if ranks.is_main:
-            save_checkpoint(checkpoint, state, model, optimizer)
+            save_checkpoint(checkpoint, state, model, optimizer, data)
         saved = time.perf_counter()
 
     def request() -> int:

@@ -108,21 +108,41 @@ class Reconstruction(_OnImages):
         return {"loss": mse, "psnr": -10 * math.log10(max(mse, 1e-12))}
 
 
+def balanced_weights(data: Dataset) -> Tensor:
+    """How much an image of each class counts if all classes are to count the same: N / (classes · images of the class),
+    float (classes,); their mean over the images of `data` is 1.
+
+    Source: King and Zeng, "Logistic Regression in Rare Events Data", 2001.
+    """
+    counts = data.labels.bincount(minlength=len(data.classes))
+    return len(data) / ((counts > 0).sum() * counts.clamp_min(1))
+
+
 class Classification(_OnImages):
-    """Cross-entropy with label smoothing; reports accuracy."""
+    """Cross-entropy with label smoothing; reports accuracy.
+
+    class_weights: how much an image of each class counts in the loss of a batch, float (classes,); None is 1. What
+    `validate` reports is unweighted.
+    """
 
     metric = "accuracy"
 
-    def __init__(self, model: Classifier, recipe: Recipe, seed: int) -> None:
+    def __init__(self, model: Classifier, recipe: Recipe, seed: int, class_weights: Tensor | None = None) -> None:
         super().__init__(recipe, seed)
-        self.model = model
+        self.model, self.class_weights = model, class_weights
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         return self.cross_entropy(self.model(x), labels)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits, float (B, classes), under the recipe's label smoothing."""
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        """The loss of logits, float (B, classes), under the recipe's label smoothing and the classes' weights."""
+        smoothing = self.recipe.label_smoothing
+        if self.class_weights is None:
+            return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        # Not the function's own `weight`, which divides by the sum of the batch's weights: rare classes would count
+        # less than they should, and the mean over several processes would be another.
+        losses = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
+        return (losses * self.class_weights[labels]).mean()
 
     def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
         logits = self.logits(data, precision, ranks)
@@ -139,8 +159,10 @@ class _Frozen(Classification):
 
     encodes_first = True
 
-    def __init__(self, model: Classifier, recipe: Recipe, seed: int, precision: Precision) -> None:
-        super().__init__(model, recipe, seed)
+    def __init__(
+        self, model: Classifier, recipe: Recipe, seed: int, precision: Precision, class_weights: Tensor | None = None
+    ) -> None:
+        super().__init__(model, recipe, seed, class_weights)
         self.precision = precision
         self.seen: tuple[Dataset, Tensor] | None = None
 

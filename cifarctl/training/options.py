@@ -1,6 +1,6 @@
 """What a training run is asked to do: every option, which of them fit together, and the recipe that they lead to."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 
 import cifarctl
 from cifarctl import models
-from cifarctl.data import Source
+from cifarctl.data import Source, locate
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Device, Precision, select_device, select_precision
 from cifarctl.shell import command_line
@@ -52,6 +52,13 @@ class TrainOptions:
     def source(self) -> Source:
         """The data set and its split."""
         return Source(self.data, self.val_size, self.seed, self.limit, Path(self.data_dir) if self.data_dir else None)
+
+    def located(self) -> "TrainOptions":
+        """The same options with absolute paths, so that they mean the same from everywhere."""
+        encoder, data_dir = (path and str(Path(path).absolute()) for path in (self.encoder, self.data_dir))
+        if encoder and not Path(encoder).exists():  # the name of a pretrained one
+            encoder = self.encoder
+        return replace(self, data=locate(self.data), data_dir=data_dir, encoder=encoder)
 
     @property
     def model_name(self) -> str:

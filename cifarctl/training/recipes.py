@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ClassifierRecipe = Literal["fast", "best"]
+ClassWeights = Literal["none", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Recipe:
     encoder_lr: peak learning rate of the autoencoder that a classifier fine-tunes. thaw: the part of all steps after
         which it is trained too.
     warmup: the part of all steps in which the rate rises from zero. schedule: how it falls to zero after that.
-    label_smoothing: of the cross-entropy; autoencoders ignore it.
+    label_smoothing: of the cross-entropy; autoencoders ignore it. class_weights: "balanced" makes all classes count the
+        same in it, however many images they have.
     flip: left-right mirroring. crop: shift by up to so many pixels. cutout: side of a grey square; 0 is none.
     affine: the part of the images that are zoomed, turned and sheared. jitter: how far brightness, contrast and
         saturation vary, as a part of themselves.
@@ -39,6 +41,7 @@ class Recipe:
     warmup: float = 0.0
     schedule: Literal["linear", "cosine"] = "linear"
     label_smoothing: float = 0.0
+    class_weights: ClassWeights = "none"
     flip: Literal["none", "random", "alternating"] = "none"
     crop: int = 0
     cutout: int = 0

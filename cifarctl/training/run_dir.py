@@ -144,7 +144,7 @@ class TensorBoardLog:
         import numpy as np
         from PIL import Image
 
-        with Image.open(picture) as image:
+        with Image.open(picture, formats=["PNG"]) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._writer.add_image(tag, pixels, epoch, dataformats="HWC")
 

@@ -2,6 +2,7 @@
 this.
 """
 
+import hashlib
 import platform
 import time
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import torch
 import cifarctl
 from cifarctl import models, plots, weights
 from cifarctl.data import Dataset
+from cifarctl.data.fingerprint import describe_changes
 from cifarctl.distributed import Ranks, join_ranks, local_device
+from cifarctl.errors import ChangedDataError, RunDirError
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
 from cifarctl.hardware import Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
@@ -29,6 +32,7 @@ from cifarctl.training.objectives import (
     Objective,
     Reconstruction,
     ThawingPictures,
+    balanced_weights,
 )
 from cifarctl.training.options import TrainOptions, check
 from cifarctl.training.recipes import Recipe
@@ -37,7 +41,9 @@ from cifarctl.training.run_dir import RunDir, TensorBoardLog
 
 @dataclass(frozen=True)
 class Started:
-    """A run is set up. parameters: how many numbers training changes. train, val: sizes."""
+    """A run is set up. parameters: how many numbers training changes. train, val: sizes. remarks: what the user should
+    know of the data, in words.
+    """
 
     run: Path
     model: str
@@ -47,6 +53,7 @@ class Started:
     train: int
     val: int
     resumed: bool
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,13 @@ Event = Started | Encoding | StepDone | EpochDone | Measuring | Finished
 def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Event]:
     """Run the whole training into the folder `out`, yielding what happens.
 
-    With `resume`, `options` are those that the run was started with. Raises UsageError, RunDirError, DataError,
-    WeightsError, TrainingError, Interrupted, and OSError where a file cannot be written. Under torchrun every process
-    calls this and gets the same events, but the first one alone writes and gets Measuring and Finished.
+    With `resume`, `options` are those that the run was started with; the data may lie elsewhere, and another device may
+    compute. Raises UsageError, RunDirError, DataError (ChangedDataError if it is not the run's data), WeightsError,
+    TrainingError, Interrupted, and OSError where a file cannot be written. Under torchrun every process calls this and
+    gets the same events, but the first one alone writes and gets Measuring and Finished.
     """
     check(options)
+    options = options.located()
     device = local_device(select_device(options.device))
     with join_ranks(device) as ranks:
         yield from _train(options, out, device, ranks, resume=resume, overwrite=overwrite)
@@ -85,23 +94,40 @@ def _train(
     recipe = options.settings
     if device.type == "cpu":
         reuse_memory()
-    train_set, val_set = (options.source.load("train").to(device), options.source.load("val").to(device))
-    model, config = _build(options, recipe, train_set, device)
+    config_then = RunDir.opened(out).read_config() if resume else {}
+    data = _load(options, config_then, device)
+    train_set, val_set = data.train, data.val
+    encoder = weights.resolve(Path(options.encoder), "autoencoder") if options.encoder else None
+    encoder_sha256 = hashlib.sha256(encoder.read_bytes()).hexdigest() if encoder else None
+    if config_then.get("encoder_sha256") not in (None, encoder_sha256):
+        raise RunDirError(f"{encoder}: not the autoencoder that the run was started with", hint="bring that one back")
+    model, config = _build(options, recipe, train_set, device, encoder)
 
     if ranks.is_main:
         run = RunDir(out, resume=resume, overwrite=overwrite)
-        if not resume:
-            run.write_json(run.config, {**_config(options, recipe, device, precision), "processes": ranks.size})
+        if resume:
+            config_now = {**config_then, "options": asdict(options), "device": str(device), "precision": precision}
+        else:
+            config_now = {**_config(options, recipe, device, precision), "processes": ranks.size}
+        run.write_json(run.config, {**config_now, "data": data.description, "encoder_sha256": encoder_sha256})
     out = ranks.from_main(out)  # its default holds the time; and nobody goes on before the folder is ready
     if not ranks.is_main:
         run = RunDir.opened(out)
-    objective = _objective(options, model, recipe, precision)
+    objective = _objective(options, model, recipe, precision, train_set)
     if options.compile:
         model.compile()
     resumed = run.checkpoint.exists()
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield Started(
-        run.path, options.model_name, parameters, str(device), precision, len(train_set), len(val_set), resumed
+        run.path,
+        options.model_name,
+        parameters,
+        str(device),
+        precision,
+        len(train_set),
+        len(val_set),
+        resumed,
+        data.remarks,
     )
 
     info = weights.ModelInfo(
@@ -109,7 +135,7 @@ def _train(
         options.model_name,
         config,
         train_set.classes if options.kind == "classifier" else (),
-        options.source.describe(),
+        data.description,
         training={"command": options.command, "versions": _versions()},
     )
     board: TensorBoardLog | None = None
@@ -124,6 +150,7 @@ def _train(
             precision=precision,
             checkpoint=run.checkpoint,
             ranks=ranks,
+            data=data.description,
         ):
             if not ranks.is_main:
                 if isinstance(event, Fitted):
@@ -136,7 +163,7 @@ def _train(
                 weights.save(run.last, event.last, info)
                 if isinstance(model, Classifier):
                     calibrate(model, val_set, precision)
-                summary = _finish(options, model, info, run, board, train_set, event)
+                summary = _finish(model, info, run, board, data, event)
                 break
             if isinstance(event, EpochDone):
                 epoch = int(event.history[-1]["epoch"])
@@ -156,8 +183,38 @@ def _train(
     yield Finished(run.path, summary)
 
 
+@dataclass(frozen=True)
+class _Data:
+    """train, val: on the run's device. test: on the CPU, for the end. description: `Source.describe`."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+    description: dict[str, Any]
+    remarks: tuple[str, ...]
+
+
+def _load(options: TrainOptions, config_then: dict[str, Any], device: torch.device) -> _Data:
+    """Open and check all splits. config_then: that of the run to resume, if there is one."""
+    source = options.source
+    remarks = source.check()
+    description = source.describe()
+    if config_then:
+        then = config_then.get("data")
+        changes = describe_changes(then if isinstance(then, dict) else {}, description, ("train", "test"))
+        if changes:
+            raise ChangedDataError(
+                f"{source.name}: other data than when the run was started: {'; '.join(changes)}",
+                hint="bring it back as it was, or start another run",
+            )
+        if changes is None:
+            remarks += (f"{source.name}: the run noted nothing to compare its data with, so it may have changed",)
+    train, val = (source.load(split).to(device) for split in ("train", "val"))
+    return _Data(train, val, source.load("test"), description, remarks)
+
+
 def _build(
-    options: TrainOptions, recipe: Recipe, train_set: Dataset, device: torch.device
+    options: TrainOptions, recipe: Recipe, train_set: Dataset, device: torch.device, encoder_path: Path | None
 ) -> tuple[Model, dict[str, Any]]:
     """The model with its first weights, on `device`, and the configuration that builds it again."""
     config = dict(recipe.model)
@@ -166,8 +223,7 @@ def _build(
         config["classes"] = len(train_set.classes)
     elif options.latent_dim is not None:
         config["latent_dim"] = options.latent_dim
-    if options.encoder:
-        encoder_path = weights.resolve(Path(options.encoder), "autoencoder")
+    if encoder_path:
         encoder, encoder_info = weights.load_autoencoder(encoder_path, device)
         config["encoder"] = {"model": encoder_info.model, "config": encoder_info.config}
     torch.manual_seed(options.seed)
@@ -182,21 +238,24 @@ def _build(
     return model, config
 
 
-def _objective(options: TrainOptions, model: Model, recipe: Recipe, precision: Precision) -> Objective:
+def _objective(
+    options: TrainOptions, model: Model, recipe: Recipe, precision: Precision, train_set: Dataset
+) -> Objective:
     if isinstance(model, Autoencoder):
         return Reconstruction(model, recipe, options.seed)
     assert isinstance(model, Classifier)
+    weights_of_classes = balanced_weights(train_set) if recipe.class_weights == "balanced" else None
     if not options.encoder or (isinstance(model, MLP) and options.finetune):
-        return Classification(model, recipe, options.seed)
+        return Classification(model, recipe, options.seed, weights_of_classes)
     pictures = ThawingPictures if options.finetune else FrozenPictures
-    return (FrozenLatents if isinstance(model, MLP) else pictures)(model, recipe, options.seed, precision)
+    frozen = FrozenLatents if isinstance(model, MLP) else pictures
+    return frozen(model, recipe, options.seed, precision, weights_of_classes)
 
 
 def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precision: str) -> dict[str, Any]:
     return {
         "options": asdict(options),
         "recipe": asdict(recipe),
-        "data": options.source.describe(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
@@ -219,19 +278,18 @@ def _log_sample(board: TensorBoardLog, model: Model, val_set: Dataset, epoch: in
 
 
 def _finish(
-    options: TrainOptions,
     model: Model,
     info: weights.ModelInfo,
     run: RunDir,
     board: TensorBoardLog | None,
-    train_set: Dataset,
+    data: _Data,
     fitted: Fitted,
 ) -> dict[str, Any]:
     """Measure the best epoch's model on the test split, and write the final files."""
-    test_set = options.source.load("test").to(train_set.images.device)
+    test_set = data.test.to(data.train.images.device)
     report: AutoencoderReport | ClassifierReport
     if isinstance(model, Autoencoder):
-        report = evaluate_autoencoder(model, test_set, train_set.images)
+        report = evaluate_autoencoder(model, test_set, data.train.images)
         metrics: dict[str, Any] = dict(report.metrics)
         figure = plots.reconstructions(test_set.images[:12].cpu(), report.reconstructions[:12])
         picture, curve = run.path / "reconstructions.png", "psnr"

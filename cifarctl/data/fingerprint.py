@@ -1,0 +1,63 @@
+"""Is this the data that a run or a model was trained on? What `Source.describe` says of two data sets, compared."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_NAMES_SHOWN = 8
+
+
+def fingerprint(root: Path, paths: Iterable[Path]) -> dict[str, int | str]:
+    """What tells the files at `paths` from others: how many they are, and the SHA-256 of their sizes and of their
+    names under `root`, sorted. Their contents are not read. Raises OSError.
+    """
+    entries = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths)
+    digest = hashlib.sha256()
+    for name, size in entries:
+        digest.update(f"{size} {name}\0".encode("utf-8", "surrogateescape"))
+    return {"count": len(entries), "sha256": digest.hexdigest()}
+
+
+def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Sequence[str]) -> list[str] | None:
+    """How the data set `now` differs from `then`, in words; empty if it is the same.
+
+    then, now: descriptions by `Source.describe`; of a folder's files, those of `splits` are compared. None if they
+    cannot be compared: they are of different kinds, or `then` was written by a version that noted no fingerprint.
+    """
+    if {"archive_sha256"} <= then.keys() & now.keys() and then.get("name") == now["name"]:
+        if then["archive_sha256"] == now["archive_sha256"]:
+            return []
+        found, known = (str(each["archive_sha256"])[:8] for each in (now, then))
+        return [f"its file was made from another archive (SHA-256 {found}…, not {known}…)"]
+    if then.get("name") == now["name"] == "synthetic":
+        return []
+    known_files, classes = then.get("files"), then.get("classes")
+    if "files" not in now or not isinstance(known_files, dict) or not isinstance(classes, list):
+        return None
+    changes = []
+    if classes != now["classes"]:
+        changes.append(f"classes: {class_differences(classes, 'then', now['classes'], 'now')}")
+    for split in splits:
+        before, after = known_files.get(split), now["files"].get(split)
+        counts = [each.get("count", 0) if isinstance(each, dict) else 0 for each in (after, before)]
+        if counts[0] != counts[1]:
+            changes.append(f"{split} has {counts[0]} images, not {counts[1]}")
+        elif before != after and classes == now["classes"]:  # else that is the reason
+            changes.append(f"of the {counts[0]} images in {split}, some have other names or sizes")
+    return changes
+
+
+def class_differences(first: Sequence[Any], first_name: str, second: Sequence[Any], second_name: str) -> str:
+    """Which classes are in one of two lists alone, as "only the model: cat; only the data: dog"."""
+    parts = []
+    for own, name, other in ((first, first_name, second), (second, second_name, first)):
+        if alone := [str(each) for each in own if each not in other]:
+            parts.append(f"only {name}: {listed(alone)}")
+    return "; ".join(parts) or "the same names in another order"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: the first few, and how many there are if those are not all."""
+    more = f", … ({len(names)})" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

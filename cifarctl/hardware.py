@@ -33,8 +33,11 @@ def select_device(name: Device = "auto") -> "torch.device":
     From here on this thread, and those that start from it, take numbers below 1e-38 for zero. GELU's tails are full of
     them, and a CPU traps on each: the last epochs of `train-ae` went at half speed, 660 for 1,220 images/s.
     """
+    import numpy as np
     import torch
 
+    for dtype in (np.float32, np.float64):  # NumPy before 2.4 remarks on stderr on what it sees after the next line
+        np.finfo(dtype)
     torch.set_flush_denormal(True)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":

@@ -73,12 +73,14 @@ class Output:
     @contextmanager
     def progress(self, *columns: Any) -> "Iterator[Progress]":
         """A progress display on stderr, drawn only where it can be redrawn."""
+        from rich.console import Console
         from rich.progress import Progress
 
-        # Redirection would send what is printed to stdout to stderr.
+        # Redirection would send what is printed to stdout to stderr. Rich before 14.3 ends what it has not drawn with an
+        # empty line.
         with Progress(
             *columns,
-            console=self.stderr,
+            console=self.stderr if self.redraws else Console(quiet=True),
             disable=not self.redraws,
             transient=True,
             redirect_stdout=False,

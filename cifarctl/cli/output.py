@@ -76,7 +76,7 @@ class Output:
         from rich.console import Console
         from rich.progress import Progress
 
-        # Redirection would send what is printed to stdout to stderr. Rich before 14.3 ends what it has not drawn with an
+        # Redirection would send what is printed to stdout to stderr. Rich before 14.3 ends what is not drawn with an
         # empty line.
         with Progress(
             *columns,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import OPEN_INFO
 
 import cifarctl
 from cifarctl.data.image_formats import FORMATS
@@ -149,7 +150,7 @@ class TestSamples:
                 tiff(np.dstack([rgb[..., 1:2] * alpha, 255 * alpha]).round().astype("u1"), order, 1, extra=1),
                 on_white[..., 1],
             ),
-        ):
+        )[: 6 if (b"II", 1, (1,), 1, (8, 8), (1,)) in OPEN_INFO else 5]:  # the last one only in later Pillows
             path.write_bytes(data)
             assert differs(path, samples) < 1.5
 

@@ -496,10 +496,11 @@ class TestBatchReader:
                 outcomes["error"] += 1
         assert outcomes["error"] > 0
 
-    def test_hostile_variants_execute_nothing_and_stay_small(self, thorough: bool) -> None:
+    @pytest.mark.thorough
+    def test_hostile_variants_execute_nothing_and_stay_small(self) -> None:
         script = Path(__file__).parent / "benchmarks" / "mutated_pickles.py"
         done = subprocess.run(
-            [sys.executable, script, "--count", "10000" if thorough else "200"],
+            [sys.executable, script, "--count", "10000"],
             capture_output=True,
             text=True,
             timeout=500,

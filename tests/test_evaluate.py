@@ -252,6 +252,7 @@ class TestComparison:
         assert sentence.startswith(f"{other_run} less {classifier_run} on test: ")
         assert re.search(r"[+-]\d+\.\d\d points \(95 %: .* to .*\), p [=<] 0\.\d+", sentence)
 
+    @pytest.mark.thorough
     def test_splits_show_their_gap(self, cifarctl: Cifarctl, classifier_run: Path) -> None:
         done = cifarctl(
             "evaluate", "-m", classifier_run, "--split", "train", "--split", "val", "--split", "test", "--json"

@@ -157,6 +157,7 @@ class TestCompetition:
         assert wrong.code == 2
         assert "CIFARCTL_MIRRORS: ftp://x" in wrong.error
 
+    @pytest.mark.thorough
     def test_certificates_are_those_of_the_environment(
         self, installed: Cifarctl, archive: SmallArchive, content: bytes, tmp_path: Path
     ) -> None:

@@ -147,7 +147,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("arguments", "number"),
         [
-            (CLASSIFIER, signal.SIGINT),
+            pytest.param(CLASSIFIER, signal.SIGINT, marks=pytest.mark.thorough),
             (("train-clf", "--data", "synthetic", "--arch", "mlp", "--epochs", 2), signal.SIGTERM),
         ],
         ids=["airbench", "adamw and dropout"],  # muon with averaged weights: tests/faults
@@ -220,7 +220,12 @@ class TestSpeech:
 
     @pytest.mark.needs("POSIX")
     @pytest.mark.parametrize(
-        ("environment", "drawn"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+        ("environment", "drawn"),
+        [
+            ({}, True),
+            pytest.param({"NO_COLOR": "1"}, False, marks=pytest.mark.thorough),
+            pytest.param({"TERM": "dumb"}, False, marks=pytest.mark.thorough),
+        ],
     )
     def test_a_terminal_gets_a_bar_unless_it_asks_for_none(
         self, tmp_path: Path, environment: dict[str, str], drawn: bool
@@ -260,6 +265,7 @@ class TestSpeech:
         assert says in done.error
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.thorough
     def test_the_best_recipe_builds_the_larger_model(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         arguments = ("--recipe", "best", "--epochs", 1, "--batch-size", 50, "--limit", 50, "--val-size", 20)
         done = cifarctl("train-clf", "--data", "synthetic", "--out", tmp_path / "run", *arguments)
@@ -296,7 +302,7 @@ def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_fol
     assert done.json["test"]["accuracy"] > 0.8  # red against blue
 
 
-@pytest.mark.parametrize("arch", ["airbench", "mlp"])
+@pytest.mark.parametrize("arch", [pytest.param("airbench", marks=pytest.mark.thorough), "mlp"])
 def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +329,7 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     assert not torch.equal(moved["encoder.encoder.0.weight"], head["encoder.encoder.0.weight"])
 
 
+@pytest.mark.thorough
 def test_a_classifiers_run_loads_no_compiler_and_no_torchvision(tmp_path: Path) -> None:
     runs = [[*map(str, ONE_STEP), "--out", str(tmp_path / arch), "--arch", arch] for arch in ("airbench", "mlp")]
     code = (

@@ -51,14 +51,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestKill:
-    def test_every_resumed_run_ends_with_the_same_bits(
-        self, installed: Cifarctl, cifarctl: Cifarctl, whole: Path, tmp_path: Path, thorough: bool
-    ) -> None:
+    @pytest.mark.thorough
+    def test_every_resumed_run_ends_with_the_same_bits(self, installed: Cifarctl, whole: Path, tmp_path: Path) -> None:
         """Killed at random moments, a third of them while a file is being written."""
-        resume = installed if thorough else cifarctl  # in this process, which is faster
         random_moments = random.Random(0)
         killed_while_saving = 0
-        for i in range(20 if thorough else 1):
+        for i in range(20):
             broken = tmp_path / f"broken {i}"
             process = start(*RUN, "--out", broken)
             wait_for_line(process, "400 images")
@@ -71,7 +69,7 @@ class TestKill:
             process.communicate()
             killed_while_saving += bool(list(broken.glob(".*")))
             if not (broken / "summary.json").exists():
-                resumed = resume("train-ae", "--out", broken, "--resume")
+                resumed = installed("train-ae", "--out", broken, "--resume")
                 assert resumed.code == 0, resumed.err
             assert model_bytes(broken) == model_bytes(whole), f"run {i}"
             assert not list(broken.glob(".*")), "what the killed process was writing is still there"

@@ -77,6 +77,7 @@ def test_processes_average_and_hear_of_each_others_signals(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_two_processes_train_one_model_and_speak_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("train-clf", *QUICK, "--batch-size", "200", "--epochs", "2", "--out", str(run), "--json")

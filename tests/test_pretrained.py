@@ -51,6 +51,7 @@ def test_predict_needs_nothing_but_the_package(
     assert list(tmp_path.iterdir()) == [], "it wrote into the home folder"
 
 
+@pytest.mark.thorough
 def test_reconstruct_needs_nothing_but_the_package(
     installed: Cifarctl, photos: Path, empty_home: dict[str, str], tmp_path: Path
 ) -> None:

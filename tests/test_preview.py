@@ -49,6 +49,7 @@ def test_as_many_as_fit_stand_side_by_side() -> None:
         assert max(len(re.sub(r"\x1b\[[\d;]*m", "", line)) for line in lines) <= width
 
 
+@pytest.mark.thorough
 def test_a_pipe_gets_the_answers_alone(installed: Cifarctl, classifier_run: Path, photos: Path) -> None:
     photo = next(photos.iterdir())
     plain = installed("predict", photo, "-m", classifier_run)

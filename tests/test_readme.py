@@ -191,7 +191,7 @@ class TestAutomation:
         (kept,) = re.findall(r"path: ([^}\s]+)\}", job)
         assert (home / kept).stat().st_size > 10_000
 
-    @pytest.mark.parametrize(("accuracy", "code"), [(0.0, 0), (1.01, 3)])
+    @pytest.mark.parametrize(("accuracy", "code"), [pytest.param(0.0, 0, marks=pytest.mark.thorough), (1.01, 3)])
     def test_the_cron_line(self, home: Path, accuracy: float, code: int) -> None:
         ((_, content),) = blocks(README, "cron")
         line = re.sub(r"^(\S+\s+){5}", "", content.strip())

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cifarctl.cli import run
 from cifarctl.data import Dataset
 from cifarctl.report import classifier_section, write_report
 from cifarctl.report.charts import Axis, learning_curves
@@ -33,6 +34,11 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 HOSTILE = ("<script>alert(1)", "\"'><img src=x onerror=alert(2)>", "{{ 7 * 7 }}")
 
 
+def run_here(*arguments: object) -> None:
+    """Run the command in this process, which has the libraries loaded, and be sure that it succeeds."""
+    assert run([*map(str, arguments), "--quiet"]) == 0
+
+
 @pytest.fixture(scope="session")
 def classifier_page(made_once: MadeOnce, installed: Cifarctl, classifier_run: Path) -> Path:
     def evaluate(folder: Path) -> None:
@@ -46,29 +52,26 @@ def classifier_page(made_once: MadeOnce, installed: Cifarctl, classifier_run: Pa
 
 
 @pytest.fixture(scope="session")
-def autoencoder_page(made_once: MadeOnce, installed: Cifarctl, autoencoder_run: Path) -> Path:
+def autoencoder_page(made_once: MadeOnce, autoencoder_run: Path) -> Path:
     def evaluate(page: Path) -> None:
-        done = installed("evaluate", "-m", autoencoder_run, "--report", page)
-        assert done.code == 0, done.err
+        run_here("evaluate", "-m", autoencoder_run, "--report", page)
 
     return made_once("autoencoder.html", evaluate)
 
 
 @pytest.fixture(scope="session")
-def comparison_page(made_once: MadeOnce, installed: Cifarctl, classifier_run: Path) -> Path:
+def comparison_page(made_once: MadeOnce, classifier_run: Path) -> Path:
     def compare(folder: Path) -> None:
         few = ("--data", "synthetic", "--limit", 1000, "--val-size", 200, "--epochs", 1, "--arch", "mlp")
-        done = installed("train-clf", *few, "--out", folder / "mlp")
-        assert done.code == 0, done.err
+        run_here("train-clf", *few, "--out", folder / "mlp")
         models = ("-m", classifier_run, "-m", folder / "mlp")
-        done = installed("evaluate", *models, "--split", "val", "--split", "test", "--report", folder / "page.html")
-        assert done.code == 0, done.err
+        run_here("evaluate", *models, "--split", "val", "--split", "test", "--report", folder / "page.html")
 
     return made_once("comparison", compare) / "page.html"
 
 
 @pytest.fixture(scope="session")
-def hostile_page(made_once: MadeOnce, installed: Cifarctl) -> Path:
+def hostile_page(made_once: MadeOnce) -> Path:
     """Of a model and classes with the names that an attacker would choose."""
 
     def evaluate(folder: Path) -> None:
@@ -78,11 +81,9 @@ def hostile_page(made_once: MadeOnce, installed: Cifarctl) -> Path:
                 for i in range(count):
                     colour = (80 * number, 9 * i, 200 - 80 * number)
                     Image.new("RGB", (32, 32), colour).save(folder / split / name / f"{i}.png")
-        run = folder / "<b>run&amp;"
-        done = installed("train-clf", "--data", folder, "--arch", "mlp", "--epochs", 2, "--out", run)
-        assert done.code == 0, done.err
-        done = installed("evaluate", "-m", run, "--report", folder / "page.html")
-        assert done.code == 0, done.err
+        out = folder / "<b>run&amp;"
+        run_here("train-clf", "--data", folder, "--arch", "mlp", "--epochs", 2, "--out", out)
+        run_here("evaluate", "-m", out, "--report", folder / "page.html")
 
     return made_once("hostile", evaluate) / "page.html"
 

@@ -44,6 +44,7 @@ from support import Cifarctl, command, model_bytes, on_a_terminal, start, wait_f
 DATA = ("--data", "synthetic", "--val-size", 100)
 CLASSIFIER = ("train-clf", *DATA, "--limit", 500, "--batch-size", 125, "--epochs", 2)
 AUTOENCODER = ("train-ae", *DATA, "--limit", 1000, "--arch", "conv2", "--epochs", 2)
+MLP = ("train-clf", *DATA, "--arch", "mlp", "--batch-size", 125, "--epochs", 2)
 ONE_STEP = ("train-clf", *DATA, "--limit", 250, "--arch", "mlp", "--epochs", 1)
 
 
@@ -177,11 +178,11 @@ class TestResume:
         assert histories[0] == histories[1]
 
     def test_options_that_contradict_the_run_are_refused(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
-        process = start(*CLASSIFIER, "--out", tmp_path / "run")
+        process = start(*MLP, "--out", tmp_path / "run")
         wait_for_line(process, "epoch 1/2")
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
-        refused = cifarctl(*CLASSIFIER, "--out", tmp_path / "run")
+        refused = cifarctl(*MLP, "--out", tmp_path / "run")
         assert refused.code == 1
         assert "already holds an unfinished run" in refused.error
         for option, value, stored in (("--epochs", 5, 2), ("--seed", 1, 0), ("--data", "cifar10", "synthetic")):
@@ -199,7 +200,7 @@ class TestResume:
         assert "--out" in nameless.err
 
     def test_a_damaged_checkpoint_is_one_line(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
-        process = start(*CLASSIFIER, "--out", tmp_path / "run")
+        process = start(*MLP, "--out", tmp_path / "run")
         wait_for_line(process, "epoch 1/2")
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
@@ -211,8 +212,8 @@ class TestResume:
 
 
 class TestSpeech:
-    def test_without_a_terminal_there_is_one_plain_line_an_epoch(self, installed: Cifarctl, tmp_path: Path) -> None:
-        done = installed(*AUTOENCODER, "--out", tmp_path / "run", "--json")
+    def test_without_a_terminal_there_is_one_plain_line_an_epoch(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        done = cifarctl(*AUTOENCODER, "--out", tmp_path / "run", "--json")
         assert "\x1b" not in done.err + done.out
         assert "\r" not in done.err
         assert [line[:9] for line in done.err.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]

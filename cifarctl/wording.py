@@ -37,7 +37,7 @@ COMPARED = {  # the columns of a table of several models, by their kind; the fir
     },
 }
 METRIC_MEANINGS = {
-    "accuracy": "The part of the images whose most likely label is the right one.",
+    "accuracy": "The fraction of images whose most likely label is the right one.",
     "balanced_accuracy": "The mean of the classes' recall: every class that has images counts the same.",
     "macro_f1": "The mean of the classes' F1, the harmonic mean of precision and recall, over classes with images.",
     "nll": "What the true labels' probabilities cost on average, in nats. Lower is better; certain and right is 0.",

@@ -14,7 +14,7 @@ from cifarctl import inference, weights
 from cifarctl.data import Source
 from cifarctl.data.archive import ARCHIVES
 from cifarctl.data.download import install_official
-from cifarctl.data.images import read_images
+from cifarctl.data.images import named_image, read_images
 from cifarctl.errors import ImageError
 from cifarctl.evaluation import (
     AutoencoderReport,
@@ -210,7 +210,7 @@ def _to_tensor(images: Images) -> Tensor:
     if isinstance(images, str | Path):
         images = [images]
     if not isinstance(images, Tensor | np.ndarray):
-        return torch.from_numpy(np.stack(list(_decoded(Path(path) for path in images))))
+        return torch.from_numpy(np.stack(list(_decoded(named_image(str(path)) for path in images))))
     tensor = torch.as_tensor(images)
     if (
         tensor.ndim != 4

@@ -166,7 +166,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     rate = successes / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:

@@ -25,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; on success, flush it to disk and rename it to `path`.
 
     Whatever fails inside leaves `path` as it was and no temporary file behind.
-    A link's target is replaced, not the link; a device or a pipe (/dev/null, /dev/stdout) is written to as it is.
+    A link's target is replaced, not the link; a device or a pipe (/dev/null) is written to as it is.
     Raises OSError where the folder cannot be made or written, FileInUseError where, on Windows, another program uses
     the file at `path`. Both name `path`.
     """
@@ -34,7 +34,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    path = path.resolve() if path.is_symlink() else path
+    try:
+        path = path.resolve() if path.is_symlink() else path
+    except RuntimeError:  # before Python 3.13: a link to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     # Same suffix, since some writers (matplotlib, Pillow) choose the format by it. Not tempfile's: that makes the file
     # private, and in a folder of Windows that cannot be written it tries 10,000 names.

@@ -50,10 +50,22 @@ def test_a_file_or_folder_of_that_name_comes_first(cifarctl: Cifarctl, tmp_path:
 
 
 def test_other_names_that_are_missing_stay_missing(cifarctl: Cifarctl) -> None:
-    for name in ("examples", "folder/example", "example.jpg"):
+    for name in ("examples", "folder/example", "example.jpg", "./example"):
         done = cifarctl("predict", name, "--format", "json")
         assert done.code == 1
-        assert done.json == [{"path": name, "error": "no such file"}]
+        assert done.json == [{"path": str(Path(name)), "error": "no such file"}]
+
+
+def test_a_list_names_files_alone(installed: Cifarctl) -> None:
+    done = installed("predict", "-", stdin=b"example\n")
+    assert done.code == 1
+    assert done.json == {"path": "example", "error": "no such file"}
+
+
+@pytest.mark.needs("POSIX")
+def test_a_link_of_that_name_that_leads_nowhere_is_no_picture(cifarctl: Cifarctl, tmp_path: Path) -> None:
+    (tmp_path / "example").symlink_to(tmp_path / "nowhere")
+    assert cifarctl("predict", "example", "--format", "json").json == [{"path": "example", "error": "no such file"}]
 
 
 def test_it_is_small_and_larger_than_what_the_models_see() -> None:

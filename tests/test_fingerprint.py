@@ -16,6 +16,7 @@ from test_folders import make_folder, picture
 from cifarctl import api, weights
 from cifarctl.data import Dataset, Source
 from cifarctl.data.cache import cache_path, write_cache
+from cifarctl.data.fingerprint import fingerprint
 from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.errors import ChangedDataError, RunDirError
 from cifarctl.training.loop import EpochDone
@@ -95,7 +96,7 @@ class TestDescription:
         assert {**after, "name": ""} == {**before, "name": ""}
         image = moved / "train" / "cat" / "000.png"
         image.rename(image.with_name("0.png"))
-        some = "of the 60 images in train, some have other names or sizes"
+        some = "of the 60 images in train, some have other names or sizes, or another order"
         assert Source(str(moved)).changes(before, "train") == [some]
         image.with_name("0.png").rename(image)
         assert Source(str(moved)).changes(before, "train") == []
@@ -303,3 +304,24 @@ class TestArchive:
 def test_a_run_cannot_be_resumed_where_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(RunDirError):
         list(train(TrainOptions(kind="classifier", data="synthetic"), tmp_path / "none", resume=True))
+
+
+def test_a_split_that_an_earlier_version_drew_otherwise_is_refused(cifarctl: Cifarctl, tmp_path: Path) -> None:
+    """It could take the last image of a class, and noted no fingerprint."""
+    few = {"a": 1, "b": 1, "c": 1, "d": 7}
+    data = make_folder(tmp_path / "data", few, few)
+    start(data, tmp_path / "run", val_size=4)
+    assert cifarctl("evaluate", "-m", tmp_path / "run", "--split", "val").code == 0
+    described_as(tmp_path / "run", {"name": str(data), "val_size": 4, "seed": 0})
+    refused = cifarctl("evaluate", "-m", tmp_path / "run", "--split", "val")
+    assert refused.code == 1
+    assert "were drawn by an earlier version" in refused.error
+    assert cifarctl("evaluate", "-m", tmp_path / "run", "--split", "test").code == 0
+
+
+def test_the_order_in_which_files_are_read_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        path.write_text("same size")
+    assert fingerprint(tmp_path, paths) == fingerprint(tmp_path, list(paths))
+    assert fingerprint(tmp_path, paths) != fingerprint(tmp_path, reversed(paths))

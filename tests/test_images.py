@@ -56,13 +56,26 @@ def differs(path: Path, samples: Samples) -> float:
     return float(np.abs(read_image(path).astype(int) - reference(samples)).mean())
 
 
-def tiff(samples: np.ndarray, order: str, photometric: int, sample_format: int = 1, extra: int | None = None) -> bytes:
-    """One strip. samples: (H, W) or (H, W, bands) in its type."""
-    data = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
+def tiff(
+    samples: np.ndarray,
+    order: str,
+    photometric: int,
+    sample_format: int = 1,
+    extra: int | None = None,
+    *,
+    planar: bool = False,
+    deflate: bool = False,
+) -> bytes:
+    """One strip, or one for each band if `planar`. samples: (H, W) or (H, W, bands) in its type."""
+    ordered = samples.astype(samples.dtype.newbyteorder(order))
+    strips = [ordered[..., band].tobytes() for band in range(samples.shape[2])] if planar else [ordered.tobytes()]
+    strips = [zlib.compress(strip) for strip in strips] if deflate else strips
+    data, offsets = b"".join(strips), [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
     bands, bits = samples.shape[2] if samples.ndim == 3 else 1, 8 * samples.dtype.itemsize
     height, width = samples.shape[:2]
-    fields = [(256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * bands), (259, 3, [1]), (262, 3, [photometric])]
-    fields += [(273, 4, [8]), (277, 3, [bands]), (278, 4, [height]), (279, 4, [len(data)])]
+    fields = [(256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * bands)]
+    fields += [(259, 3, [8 if deflate else 1]), (262, 3, [photometric]), (273, 4, offsets), (277, 3, [bands])]
+    fields += [(278, 4, [height]), (279, 4, [len(strip) for strip in strips]), (284, 3, [2 if planar else 1])]
     fields += [(338, 3, [extra])] if extra is not None else []
     fields += [(339, 3, [sample_format] * bands)]
     after, entries, tail = 8 + len(data) + 6 + 12 * len(fields), b"", b""
@@ -259,6 +272,29 @@ class TestSamples:
             read_image(path)
 
     @pytest.mark.parametrize("kind", ["u2", "i4", "f4"])
+    @pytest.mark.parametrize("order", ["<", ">"])
+    def test_a_tiff_that_pillow_reads_wrong_is_an_error(self, tmp_path: Path, order: str) -> None:
+        path, wide = tmp_path / "x.tif", (photo(31) * 257).astype(np.uint16)
+        path.write_bytes(tiff(wide, order, 2, planar=True))
+        with pytest.raises(ImageError, match="planes of 16 bits are not compressed"):
+            read_image(path)
+        path.write_bytes(tiff(wide, order, 2, planar=True, deflate=True))
+        assert differs(path, photo(31)) < 2
+        path.write_bytes(tiff(photo(31).astype(np.uint8), order, 2, planar=True))
+        assert differs(path, photo(31)) < 2
+        path.write_bytes(tiff(grey(31).astype(np.float32), order, 1, 3, deflate=True))
+        if order == ">":
+            with pytest.raises(ImageError, match="compressed and big-endian"):
+                read_image(path)
+        else:
+            assert differs(path, grey(31)) < 2
+
+    def test_a_transparent_colour_of_16_bits_is_an_error(self, tmp_path: Path) -> None:
+        samples = (photo(31) * 257).astype(np.uint16)
+        (tmp_path / "x.png").write_bytes(png(samples, 16, 2, chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))))
+        with pytest.raises(ImageError, match="transparent colour has 16 bits"):
+            read_image(tmp_path / "x.png")
+
     def test_black_is_black_in_every_type(self, tmp_path: Path, kind: str) -> None:
         path = tmp_path / "x.tif"
         path.write_bytes(tiff(np.zeros((40, 40), kind), "<", 1, {"u": 1, "i": 2, "f": 3}[kind[0]]))

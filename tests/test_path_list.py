@@ -65,3 +65,10 @@ def test_a_name_is_answered_before_the_list_ends(classifier_run: Path, photos: P
         assert json.loads(process.stdout.readline())["label"]
         process.stdin.close()
         assert len(process.stdout.readlines()) == 99
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_is_refused_and_no_folder_is_searched(installed: Cifarctl, encoding: str) -> None:
+    done = installed("predict", "-", stdin="./a.png\n./b.png\n".encode(encoding))
+    assert (done.code, done.out) == (2, "")
+    assert "UTF-16 without a byte-order mark" in done.error

@@ -214,3 +214,15 @@ def test_predicting_loads_neither_torchvision_nor_torchmetrics_nor_matplotlib(
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "0 []"
+
+
+@pytest.mark.needs("/proc")
+def test_stdout_by_its_path_is_stdout(classifier_run: Path, photos: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("kept\n")
+    with log.open("a") as appended:
+        line = [command(), "predict", str(next(photos.iterdir())), "-m", str(classifier_run), "-o", "/dev/stdout"]
+        subprocess.run(line, stdout=appended, check=True)
+    kept, answer = log.read_text().splitlines()
+    assert kept == "kept"
+    assert json.loads(answer)["label"]

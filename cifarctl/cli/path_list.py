@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from cifarctl.errors import UsageError
+
 _UTF_16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
@@ -16,13 +18,16 @@ def read_path_list(stream: BinaryIO) -> Iterator[Path]:
     """The paths in `stream`, each as soon as it is complete: one per line, or with a NUL after each.
 
     A byte-order mark is no part of the first name; that of UTF-16 decides the encoding. Other names are bytes: those
-    that are not UTF-8 are kept as the system gives them. Empty lines are skipped.
+    that are not UTF-8 are kept as the system gives them. Empty lines are skipped. Raises UsageError on UTF-16 without
+    the mark.
     """
     chunks = _chunks(stream)
     first = b""
     while len(first) < 3 and (chunk := next(chunks, b"")):
         first += chunk
     encoding = _UTF_16.get(first[:2])
+    if not encoding and _is_unmarked_utf_16(first):
+        raise UsageError("-: the list is UTF-16 without a byte-order mark", hint="write it as UTF-8")
     if encoding:
         decoder = codecs.getincrementaldecoder(encoding)("replace")
         texts = (decoder.decode(chunk).encode() for chunk in chain([first[2:]], chunks))
@@ -32,6 +37,11 @@ def read_path_list(stream: BinaryIO) -> Iterator[Path]:
         names, to_text = _split(chain([first.removeprefix(codecs.BOM_UTF8)], chunks)), _decoded
     for name in names:
         yield Path(to_text(name))
+
+
+def _is_unmarked_utf_16(first: bytes) -> bool:
+    """Whether lines of ASCII stand there with a NUL in each character, which is no way to write names."""
+    return any(not any(first[odd:64:2]) and end in first for odd, end in ((1, b"\n\0"), (0, b"\0\n")))
 
 
 def _decoded(name: bytes) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Answer = tuple[dict[str, Any], NDArray[np.uint8] | None]
 
 _PART = 4  # batches that each of several processes is dealt at a time
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _FORMATS: dict[str, Literal["jsonl", "json", "csv"]] = {".json": "json", ".csv": "csv"}
 
 
@@ -94,6 +95,8 @@ def predict(
     classifier, info = weights.load_classifier(path, chosen_device)
     if top_k > len(info.classes):
         raise UsageError(f"--top-k {top_k}: the model has {len(info.classes)} classes")
+    if out is not None and str(out) in _STDOUT:  # as a file it would be replaced, with what `>>` should keep
+        out = None
     if format is None:
         if out is not None:
             format = _FORMATS.get(out.suffix.lower(), "jsonl")
@@ -136,11 +139,13 @@ def predict(
 
 def _paths(arguments: list[str]) -> Iterator[Path]:
     """The arguments' paths; `-` stands for those on stdin, read as they are needed."""
+    from cifarctl.data.images import named_image
+
     for argument in arguments:
         if argument == "-":
             yield from read_path_list(sys.stdin.buffer)
         elif argument:
-            yield Path(argument)
+            yield named_image(argument)
         else:  # Path("") is the current folder, which an unset variable of a shell script does not mean
             raise UsageError("IMAGE: an empty name")
 
@@ -156,7 +161,7 @@ def _classify(
     """
     import torch
 
-    from cifarctl.data.images import no_warnings, read_or_error
+    from cifarctl.data.images import image_name, no_warnings, read_or_error
     from cifarctl.inference import predict_logits, rank
 
     def answer(batch: list[Path]) -> "list[Answer]":
@@ -168,9 +173,9 @@ def _classify(
             logits = predict_logits(model, pixels, tta=tta, precision=precision, batch_size=batch_size)
             ranked = iter(rank(logits, classes, top_k))
         return [
-            ({"path": str(path), "error": str(image)}, None)
+            ({"path": image_name(path), "error": str(image)}, None)
             if isinstance(image, ImageError)
-            else (_record(path, next(ranked)), image)
+            else (_record(image_name(path), next(ranked)), image)
             for path, image in zip(batch, images, strict=True)
         ]
 
@@ -191,6 +196,6 @@ def _classify(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _record(path: Path, ranked: list[tuple[str, float]]) -> dict[str, Any]:
+def _record(name: str, ranked: list[tuple[str, float]]) -> dict[str, Any]:
     top = [{"label": label, "confidence": round(confidence, 6)} for label, confidence in ranked]
-    return {"path": str(path), **top[0], "top": top}
+    return {"path": name, **top[0], "top": top}

@@ -20,7 +20,7 @@ _MAX_COUNT = 240
 
 def reconstruct(
     image: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
             metavar="[IMAGE|DIR]...",
             help="Files, folders, or example, a picture that comes with cifarctl. Default: images of a split.",
@@ -147,21 +147,23 @@ def reconstruct(
         raise typer.Exit(1)
 
 
-def _read_files(paths: list[Path], failures: list[str], output: Output) -> "tuple[Tensor, list[str]]":
+def _read_files(paths: list[str], failures: list[str], output: Output) -> "tuple[Tensor, list[str]]":
     """Decode the files, uint8 (N, 3, 32, 32); what cannot be read is noted in `failures`."""
     import numpy as np
     import torch
 
-    from cifarctl.data.images import expand, read_images
+    from cifarctl.data.images import expand, image_name, named_image, read_images
 
+    if "" in paths:  # Path("") is the current folder, which an unset variable of a shell script does not mean
+        raise UsageError("IMAGE: an empty name")
     decoded, names = [], []
-    files = expand(paths)
+    files = expand(map(named_image, paths))
     for path, image in read_images(files):
         if isinstance(image, ImageError):
             failures.append(f"{path}: {image}")
         else:
             decoded.append(image)
-            names.append(str(path))
+            names.append(image_name(path))
     if ignored := files.describe_ignored():
         output.status(ignored)
     failures += [f"{folder}: no images in it" for folder in files.empty]

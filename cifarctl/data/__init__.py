@@ -15,7 +15,7 @@ from cifarctl.data.cache import archive_digest, cache_path, data_dir, read_cache
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import describe_changes, listed
 from cifarctl.data.folder import ImageFolder
-from cifarctl.data.splits import default_val_size, stratified_split
+from cifarctl.data.splits import default_val_size, stratified_split, was_drawn_otherwise
 from cifarctl.data.synthetic import TEST_SIZE, TRAIN_SIZE, draw_synthetic
 from cifarctl.errors import ChangedDataError, DataError
 
@@ -141,11 +141,23 @@ class Source:
                 raise ChangedDataError(f"{text}. {self._val_size} images for validation are more than it has to spare")
             return text
         if changes is None and split != "test" and self.is_folder and _is_path(str(description.get("name"))):
+            if not allow:
+                self.check_early_split()
             return (
                 f"{self.name}: the model's file does not say which images it was trained on; if any were added or "
                 f"removed since, {split} is not what training drew"
             )
         return None
+
+    def check_early_split(self) -> None:
+        """Raise ChangedDataError if the split of a run that noted no fingerprint, as those of cifarctl before 0.2, is
+        not the one that is drawn now.
+        """
+        if was_drawn_otherwise(self._train_labels, self._val_size):
+            raise ChangedDataError(
+                f"{self.name}: its validation images were drawn by an earlier version, which took the last image of a "
+                "class; now others are drawn"
+            )
 
     @classmethod
     def trained_on(cls, description: dict[str, Any], name: str | None, folder: Path | None) -> "Source":

@@ -10,9 +10,9 @@ _NAMES_SHOWN = 8
 
 def fingerprint(root: Path, paths: Iterable[Path]) -> dict[str, int | str]:
     """What tells the files at `paths` from others: how many they are, and the SHA-256 of their sizes and of their
-    names under `root`, sorted. Their contents are not read. Raises OSError.
+    names under `root`, in this order, on which splits depend. Their contents are not read. Raises OSError.
     """
-    entries = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths)
+    entries = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
     digest = hashlib.sha256()
     for name, size in entries:
         digest.update(f"{size} {name}\0".encode("utf-8", "surrogateescape"))
@@ -44,7 +44,7 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Se
         if counts[0] != counts[1]:
             changes.append(f"{split} has {counts[0]} images, not {counts[1]}")
         elif before != after and classes == now["classes"]:  # else that is the reason
-            changes.append(f"of the {counts[0]} images in {split}, some have other names or sizes")
+            changes.append(f"of the {counts[0]} images in {split}, some have other names or sizes, or another order")
     return changes
 
 

@@ -110,7 +110,9 @@ class ImageFolder:
                 also = f" ({text})" if (text := search.describe_ignored()) else ""
                 raise DataError(
                     f"{folder / name}: no images in it{also}",
-                    hint="each folder here is a class: remove it, or put images into it",
+                    hint="each folder here is a class: remove it, or put images into it (others converted to PNG)"
+                    if search.ignored
+                    else "each folder here is a class: remove it, or put images into it",
                 )
             if not found:
                 absent.append(name)
@@ -128,8 +130,13 @@ class ImageFolder:
             return _subfolders(folder)
         others = {name.lower(): name for name in _subfolders(self.root)[0]}
         near = get_close_matches(split, others) or [name for name in _HELD_OUT if split == "test" and name in others]
-        meant = f"did you mean {others[near[0]]}? Rename it to {split}; " if near else ""
-        raise DataError(f"{folder}: no such folder", hint=meant + _LAYOUT)
+        if near:
+            hint = f"did you mean {others[near[0]]}? Rename it to {split}; {_LAYOUT}"
+        elif split == "train":
+            hint = f"{_LAYOUT}: most of each class's images go to train, a fifth or so to test"
+        else:
+            hint = f"{_LAYOUT}: move a fifth or so of each class's images from train to test"
+        raise DataError(f"{folder}: no such folder", hint=hint)
 
 
 def _subfolders(folder: Path) -> tuple[list[str], int]:

@@ -38,10 +38,21 @@ _one_large_image = threading.RLock()  # at a time, so that memory does not grow 
 _one_silence = threading.Lock()
 
 
+def named_image(name: str) -> Path:
+    """The path that a user means: of a file or a folder, or of the picture that comes with the package, if the name is
+    "example" and nothing has that name.
+    """
+    return EXAMPLE if name == EXAMPLE.stem and not os.path.lexists(name) else Path(name)
+
+
+def image_name(path: Path) -> str:
+    """What answers call the image: its path, or "example"."""
+    return EXAMPLE.stem if path == EXAMPLE else str(path)
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode the file at `path` to uint8 (3, 32, 32), RGB.
 
-    "example", if there is no such file, is the picture that comes with the package.
     EXIF orientation is applied, transparency is laid on white, the first frame of an animation is taken, and any
     other size is resized to 32×32 (antialiased; the aspect ratio is not kept). Raises ImageError, whose text is the
     reason without the path.
@@ -62,8 +73,6 @@ def _decode(path: Path) -> NDArray[np.uint8]:
     except ImageError:
         raise
     except FileNotFoundError:
-        if str(path) == EXAMPLE.stem:
-            return _decode(EXAMPLE)
         raise ImageError("no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(f"too large: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels") from None

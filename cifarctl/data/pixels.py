@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PHOTOMETRIC, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 262, 258, 339  # of TIFF
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 259, 262, 284, 338, 339
 
 
 def to_array(opened: ImageFile) -> NDArray[np.uint8]:
@@ -65,12 +67,16 @@ def _scale_transparent_colour(image: ImageFile) -> None:
     if isinstance(key, int) and raw_mode in ("L;2", "L;4"):
         image.info["transparency"] = key * 255 // (2 ** int(raw_mode[-1]) - 1)
     elif isinstance(key, tuple) and raw_mode == "RGB;16B":
+        if any(value % 257 for value in key):  # no colour of 8 bits, to which Pillow cuts the samples
+            raise ImageError("its transparent colour has 16 bits, and colours of 8 bits are compared with it")
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
     """What makes pixels that can be averaged, mode "RGB" or "F" from 0 to 255; None if they are so."""
     tags = getattr(image, "tag_v2", {})
+    if reason := _misread_tiff(image, tags):
+        raise ImageError(f"{reason}: such a TIFF would be read wrong")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         low, high = _sample_range(image)
         white = _white(image, low, high, tags)
@@ -83,6 +89,22 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image] | No
     if image.has_transparency_data:
         return _on_white
     return None if image.mode in ("L", "RGB") else partial(_converted, mode="RGB")
+
+
+def _misread_tiff(image: Image.Image, tags: Any) -> str:
+    """What Pillow 13 decodes to wrong pixels without an error, found by hand-written files; else nothing."""
+    if not tags:
+        return ""
+    is_compressed = tags.get(_COMPRESSION, 1) != 1
+    bits = max(tags.get(_BITS_PER_SAMPLE) or (1,))
+    if image.mode == "F" and is_compressed and tags.prefix == b"MM":
+        return "its floats are compressed and big-endian"
+    if tags.get(_PLANAR) == 2:
+        if bits > 8 and not is_compressed:
+            return f"its planes of {bits} bits are not compressed"
+        if image.mode == "LA" or (image.mode == "RGBA" and is_compressed and _EXTRA_SAMPLES not in tags):
+            return "its planes hold transparency"
+    return ""
 
 
 def _white(image: Image.Image, low: float, high: float, tags: dict[int, tuple[int, ...]]) -> float:

@@ -25,11 +25,7 @@ def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, 
             f"--val-size {val_size}: of {n} training images, each class must keep one, so it must be from 1 to {most}"
         )
     generator = torch.Generator().manual_seed(seed)
-    exact = counts * val_size / n
-    quota = exact.floor().long()
-    # The classes with the largest remainders get one more each, until the sizes add up.
-    quota[(exact - quota).argsort(descending=True, stable=True)[: val_size - int(quota.sum())]] += 1
-    quota = torch.minimum(quota, (counts - 1).clamp_min(0))
+    quota = torch.minimum(_proportional(counts, val_size), (counts - 1).clamp_min(0))
     while (missing := val_size - int(quota.sum())) > 0:  # instead of the last images of small classes
         spare = counts - 1 - quota
         quota[spare.argsort(descending=True, stable=True)[: min(missing, int((spare > 0).sum()))]] += 1
@@ -38,3 +34,18 @@ def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, 
     for label, count in enumerate(quota.tolist()):
         held_out[shuffled[labels[shuffled] == label][:count]] = True
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def was_drawn_otherwise(labels: Tensor, val_size: int) -> bool:
+    """Whether cifarctl before 0.2 drew another validation set: it could take the last image of a class."""
+    counts = torch.bincount(labels)
+    return bool(((_proportional(counts, val_size) >= counts) & (counts > 0)).any())
+
+
+def _proportional(counts: Tensor, val_size: int) -> Tensor:
+    """How many of `val_size` images each class gives, int64 (classes,), by the sizes of the classes, `counts`."""
+    exact = counts * val_size / counts.sum()
+    quota = exact.floor().long()
+    # The classes with the largest remainders get one more each, until the sizes add up.
+    quota[(exact - quota).argsort(descending=True, stable=True)[: val_size - int(quota.sum())]] += 1
+    return quota

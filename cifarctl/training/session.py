@@ -208,6 +208,7 @@ def _load(options: TrainOptions, config_then: dict[str, Any], device: torch.devi
                 hint="bring it back as it was, or start another run",
             )
         if changes is None:
+            source.check_early_split()
             remarks += (f"{source.name}: the run noted nothing to compare its data with, so it may have changed",)
     train, val = (source.load(split).to(device) for split in ("train", "val"))
     return _Data(train, val, source.load("test"), description, remarks)

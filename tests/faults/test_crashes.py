@@ -56,7 +56,7 @@ class TestKill:
         """Killed at random moments, a third of them while a file is being written."""
         random_moments = random.Random(0)
         killed_while_saving = 0
-        for i in range(20):
+        for i in range(12):
             broken = tmp_path / f"broken {i}"
             process = start(*RUN, "--out", broken)
             wait_for_line(process, "400 images")

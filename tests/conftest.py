@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    about = "7 minutes more" if config.getoption("--thorough") else "4 minutes with -n auto --dist loadscope"
+    about = "7 minutes more" if config.getoption("--thorough") else "4 to 6 minutes with -n auto --dist loadscope"
     return f"about {about}, on two idle cores"
 
 

@@ -55,6 +55,12 @@ def _has_triton() -> bool:
     return True
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 NEEDS = {
     "browser": Need(
         "a browser",
@@ -79,6 +85,7 @@ NEEDS = {
         _has_triton,
         in_ci=sys.platform == "linux" and "+cpu" not in importlib.metadata.version("torch"),
     ),
+    "GPU": Need("a GPU", "PyTorch must find one through CUDA", lambda: _has_gpu(), in_ci=False),
     "/dev/full": Need("/dev/full", "Linux has it", Path("/dev/full").exists),
     "byte names": Need("file names of any bytes", "Linux has them", lambda: sys.platform == "linux"),
     "POSIX": Need(

@@ -229,7 +229,7 @@ class TestCopiesOfOtherTools:
         assert f"no file data_batch_2 in {unpacked}" in done.error
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+@pytest.mark.needs("POSIX")
 def test_a_folder_of_somebody_else_is_not_said_to_be_empty() -> None:
     with TemporaryDirectory() as parent:
         folder = Path(parent) / CIFAR10.folder

@@ -470,7 +470,7 @@ class TestLoop:
         assert objective.validate(train, "fp32") == pytest.approx(whole.validate(train, "fp32"), rel=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.needs("GPU")
 class TestOnAGpu:
     GPU = torch.device("cuda")
 

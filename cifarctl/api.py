@@ -26,7 +26,7 @@ from cifarctl.evaluation import (
 from cifarctl.hardware import Device, select_device
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.options import TrainOptions
-from cifarctl.training.recipes import ClassifierRecipe
+from cifarctl.training.recipes import AutoencoderRecipe, ClassifierRecipe
 from cifarctl.training.session import Finished, train
 
 PathLike = str | Path
@@ -115,6 +115,7 @@ def train_classifier(
     arch: str | None = None,
     encoder: PathLike | None = None,
     finetune: bool = False,
+    teacher: PathLike | None = None,
     seed: int = 0,
     limit: int | None = None,
     device: Device = "auto",
@@ -133,6 +134,7 @@ def train_classifier(
         arch=arch,
         encoder=str(encoder) if encoder else None,
         finetune=finetune,
+        teacher=str(teacher) if teacher else None,
         seed=seed,
         limit=limit,
         device=device,
@@ -145,6 +147,7 @@ def train_autoencoder(
     out: PathLike,
     *,
     data: str = "cifar10",
+    recipe: AutoencoderRecipe = "fast",
     arch: str | None = None,
     latent_dim: int | None = None,
     seed: int = 0,
@@ -158,6 +161,7 @@ def train_autoencoder(
         kind="autoencoder",
         data=data,
         arch=arch,
+        recipe=recipe,
         latent_dim=latent_dim,
         seed=seed,
         limit=limit,

@@ -25,26 +25,31 @@ def predict_logits(
     precision: Precision = "fp32",
     batch_size: int = BATCH_SIZE,
     ranks: Ranks = ALONE,
+    calibrate: bool = True,
 ) -> Tensor:
     """Images uint8 (N, 3, 32, 32) -> logits, float32 (N, classes). Several `ranks` share out the work.
 
-    tta: where the likeliest class has less than 95 % of the probability, average the logits of six views
+    tta: if the likeliest class has less than 95 % of the probability, average the logits of six views
     (`data.augment.views`). The idea of sparing the sure ones is that of the later airbench94 records.
+    calibrate: False gives the logits as they are trained.
     """
 
+    def trained(images: Tensor) -> Tensor:
+        return model.classify(model.features(images)).float()
+
     def one_batch(batch: Tensor) -> Tensor:
-        logits: Tensor = model(to_float(batch)).float()
+        logits = trained(to_float(batch))
         if tta:
-            unsure = logits.softmax(1).amax(1) < _SURE
+            unsure = model.calibrated(logits).softmax(1).amax(1) < _SURE
             if unsure.any():
                 (weight, _), *others = views(batch[unsure])
                 weights, crops = zip(*others, strict=True)
                 logits[unsure] *= weight
                 # Together, since each of few images takes longer; by parts, so that memory does not grow.
-                of_views = torch.cat([model(part).float() for part in torch.cat(crops).split(len(batch))])
+                of_views = torch.cat([trained(part) for part in torch.cat(crops).split(len(batch))])
                 for weight, of_view in zip(weights, of_views.chunk(len(weights)), strict=True):
                     logits[unsure] += weight * of_view
-        return logits
+        return model.calibrated(logits) if calibrate else logits
 
     return _mapped(model, one_batch, images, precision, batch_size, ranks)
 

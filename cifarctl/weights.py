@@ -120,6 +120,8 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
 
     expected = model.state_dict()
     tensors = _read_tensors(path, expected)
+    if "smoothing" in expected:
+        tensors.setdefault("smoothing", torch.zeros(()))
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or tensor.is_floating_point() != expected[name].is_floating_point():
             found, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, expected[name]))
@@ -130,6 +132,8 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
             raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
     if "temperature" in tensors and not tensors["temperature"] > 0:
         raise WeightsError(f"{path}: tensor temperature is {tensors['temperature'].item()}, not above 0")
+    if "smoothing" in tensors and not 0 <= tensors["smoothing"] < 1:
+        raise WeightsError(f"{path}: tensor smoothing is {tensors['smoothing'].item()}, not from 0 to 1")
     model.load_state_dict(tensors, assign=True)
     if kind == "classifier" and len(info.classes) != model.classes:
         raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
@@ -145,13 +149,13 @@ def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-        if difference := found ^ expected.keys():
+        if difference := (found ^ expected.keys()) - ({"smoothing"} - found):  # version 0.2 did not have it
             name = min(difference)
             raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in found else 'missing'}")
         if (size := path.stat().st_size) > 8 * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES:
             raise WeightsError(f"{path}: {size:,} bytes are more than its model's tensors can take")
         tensors = load(path.read_bytes())
-        return {name: tensors[name] for name in expected}
+        return {name: tensors[name] for name in expected if name in found}
     # The last four: an odd dtype, or a file that changed in between.
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: its tensors cannot be read ({error})") from None

@@ -15,6 +15,7 @@ from cifarctl.data.augment import (
     color_jitter,
     cutout,
     flip,
+    mix,
     random_affine,
     random_crop,
     random_flip,
@@ -183,6 +184,24 @@ class TestAugmentation:
         assert 0.78 < ratio.min() < 0.87
         assert 1.13 < ratio.max() < 1.22
         assert torch.allclose(color_jitter(images, 0.0), images, atol=1e-6)
+
+    def test_mixed_images_and_targets_hold_the_same_share_of_the_neighbour(self) -> None:
+        torch.manual_seed(0)
+        n = 400
+        # Each image is of one grey, so that its mean says how much of the neighbour is in it.
+        greys, targets = torch.linspace(0, 1, n), torch.eye(n)
+        images = greys[:, None, None, None].expand(-1, 3, 32, 32)
+        kinds = []
+        for fractions in ({"mixup": 0.0, "cutmix": 1.0}, {"mixup": 1.0, "cutmix": 0.0}, {"mixup": 0.25, "cutmix": 0.5}):
+            mixed, mixed_targets = mix(images, targets, **fractions)
+            assert torch.allclose(mixed_targets.sum(1), torch.ones(n))
+            assert torch.allclose(mixed.mean((1, 2, 3)), mixed_targets @ greys, atol=1e-5)
+            changed = (mixed != images).flatten(1)
+            kinds.append([changed.all(1).float().mean().item(), changed.any(1).float().mean().item()])
+        (_, cut), (blended, _), (_, either) = kinds
+        assert cut > 0.95
+        assert blended > 0.95
+        assert either == pytest.approx(0.75, abs=0.08)
 
     def test_scaling_keeps_the_mean_and_the_layout(self) -> None:
         images = self.images.float() / 255

@@ -58,13 +58,14 @@ def test_bytes_and_floats_are_the_same_input(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", models.REGISTRY)
-def test_a_model_whose_steps_are_drawn_in_python_says_so(name: str) -> None:
+def test_python_draws_nothing_in_a_training_step_but_its_variant(name: str) -> None:
     model = models.build(name).to("meta").train()
     assert isinstance(model, Model)
+    model.variant = model.draw_variant()
     # On another device than the CPU, nothing else asks the CPU's generator for random numbers.
     before = torch.get_rng_state()
     model(torch.empty(4, 3, 32, 32, device="meta"))
-    assert torch.equal(torch.get_rng_state(), before) != model.varies
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("latent_dim", [1, 32, 100, 256])
@@ -164,7 +165,7 @@ def test_the_side_by_side_weight_gradient_is_the_plain_one(side: int, n: int) ->
     wanted = torch.autograd.grad(F.conv2d(x, conv.weight, padding=1), (x, conv.weight), grad)
     found = torch.autograd.grad(_SideBySideConv.apply(x, conv.weight), (x, conv.weight), grad)
     for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
 
 
 @pytest.mark.parametrize("side", [*range(1, 17), 31])

@@ -24,7 +24,7 @@ from cifarctl.models import pca
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.rate import rate_points
 from cifarctl.training import recipes
-from cifarctl.training.calibration import calibrate, fit_temperature
+from cifarctl.training.calibration import calibrate, fit_calibration
 from cifarctl.training.loop import EpochDone, Fitted, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction
 from cifarctl.training.recipes import Recipe
@@ -193,9 +193,9 @@ class TestTraining:
                 # The CPU's convolutions are not asked; its memory layout may be another.
                 torch.testing.assert_close(on_mps[key].cpu(), tensor, rtol=1e-4, atol=1e-4)
 
-    def test_a_temperature_is_the_cpus(self) -> None:
+    def test_a_calibration_is_the_cpus(self) -> None:
         logits, labels = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), torch.arange(50) % 3
-        assert fit_temperature(logits.to(MPS), labels.to(MPS)) == fit_temperature(logits, labels)
+        assert fit_calibration(logits.to(MPS), labels.to(MPS)) == fit_calibration(logits, labels)
 
     def test_a_command_trains_measures_and_says_that_nobody_has_checked_it(
         self, cifarctl: Cifarctl, image_folder: Path, tmp_path: Path

@@ -23,9 +23,10 @@ from cifarctl.data import Dataset, Source
 from cifarctl.data.augment import to_float
 from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.errors import TrainingError
+from cifarctl.models.base import calibrated
 from cifarctl.models.pca import pca_reconstruct
 from cifarctl.training import recipes
-from cifarctl.training.calibration import fit_temperature
+from cifarctl.training.calibration import fit_calibration
 from cifarctl.training.cuda_graph import CapturedStep
 from cifarctl.training.loop import EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, FrozenPictures, ThawingPictures
@@ -256,6 +257,7 @@ class TestSpeech:
             (("--precision", "fp16"), "--precision fp16"),
             (("--recipe", "slow"), "--recipe"),
             (("--recipe", "best", "--arch", "mlp"), "--recipe best"),
+            (("--teacher", "classifier", "--encoder", "autoencoder"), "--teacher"),
         ],
     )
     def test_wrong_usage_is_one_line_and_exit_2(
@@ -330,6 +332,34 @@ def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     assert not torch.equal(moved["encoder.encoder.0.weight"], head["encoder.encoder.0.weight"])
 
 
+def test_a_classifier_learns_from_another_and_from_no_third(
+    cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "student"
+    steps = (*ONE_STEP, "--batch-size", 50)
+    assert cifarctl(*steps, "--teacher", classifier_run, "--out", out).code == 0
+    assert cifarctl(*steps, "--out", tmp_path / "alone").code == 0
+    assert model_bytes(out) != model_bytes(tmp_path / "alone")
+    info = weights.read_info(out / "model.safetensors")
+    assert f"--teacher {classifier_run.absolute()}" in info.training["command"]
+    (out / "model.safetensors").unlink()  # as if it had not finished
+    other = cifarctl("train-clf", "--out", out, "--resume", "--teacher", tmp_path / "alone")
+    assert other.code == 1
+    assert "not the classifier that the run was started with" in other.err
+
+
+@pytest.mark.parametrize(
+    ("teacher", "says"), [("autoencoder", "an autoencoder"), ("classifier", "classes of other data")]
+)
+def test_a_teacher_that_cannot_teach_is_refused_before_the_run(
+    cifarctl: Cifarctl, tmp_path: Path, teacher: str, says: str
+) -> None:
+    done = cifarctl(*ONE_STEP, "--teacher", teacher, "--out", tmp_path / "run")
+    assert done.code == 1
+    assert says in done.error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.thorough
 def test_a_classifiers_run_loads_no_compiler_and_no_torchvision(tmp_path: Path) -> None:
     runs = [[*map(str, ONE_STEP), "--out", str(tmp_path / arch), "--arch", arch] for arch in ("airbench", "mlp")]
@@ -372,6 +402,31 @@ class TestLoop:
         with pytest.raises(TrainingError, match="no longer finite at step"):
             self.run(Recipe(epochs=3, batch_size=50, optimizer="adamw", lr=1e38, weight_decay=0.0), tmp_path / "c")
 
+    def test_an_average_of_few_steps_is_no_average_with_the_first_weights(self, tmp_path: Path) -> None:
+        weights_after = []
+        for decay in (0.0, 0.9999):
+            *_, fitted = self.run(replace(self.recipe, ema=decay), tmp_path / f"{decay}.safetensors")
+            assert isinstance(fitted, Fitted)
+            weights_after.append(fitted.last["head.0.weight"])
+        torch.manual_seed(0)
+        first = models.build("mlp", hidden=[16]).get_parameter("head.0.weight").detach()
+        last, averaged = weights_after
+        assert 0 < (averaged - last).norm() < 0.5 * (averaged - first).norm()
+
+    def test_a_teachers_answers_are_learnt_at_its_temperature(self) -> None:
+        train, _ = self.data()
+        teacher, model = (models.build("airbench", widths=(24, 24, 24)).eval() for _ in range(2))
+        for each in (teacher, model):
+            each.initialize(train.images)  # type: ignore[operator]
+        recipe = Recipe(1, 8, "airbench", 0.1, 0.0, label_smoothing=0.2, teacher_temperature=3.0)
+        objective = Classification(model, recipe, 0, teacher=teacher)  # type: ignore[arg-type]
+        x, targets = objective.augment(train.images[:8], train.labels[:8], torch.arange(8), 0, 0.0)
+        answers = teacher.classify(x).detach() / 3  # type: ignore[operator]
+        assert torch.allclose(targets, answers.softmax(1), atol=1e-5)
+        learnt = model.train()(x) / 3
+        expected = 9 * -(answers.softmax(1) * learnt.log_softmax(1)).sum(1).mean()
+        assert objective.loss(x, targets).item() == pytest.approx(expected.item(), rel=1e-4)
+
     def test_a_run_is_reproducible_and_the_seed_matters(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
             assert cifarctl(*ONE_STEP, "--seed", seed, "--out", tmp_path / name, "--no-tensorboard").code == 0
@@ -409,7 +464,7 @@ class TestLoop:
         recipe = Recipe(1, 10, "airbench", 0.1, 0.0, sides=((0.25, 16), (0.5, 24)))
         objective = Classification(models.build("airbench"), recipe, seed=0)  # type: ignore[arg-type]
         sides = [
-            objective.augment(train.images[:10], torch.arange(10), 0, progress).shape[-1]
+            objective.augment(train.images[:10], train.labels[:10], torch.arange(10), 0, progress)[0].shape[-1]
             for progress in (0.0, 0.24, 0.25, 0.49, 0.5, 0.99)
         ]
         assert sides == [16, 16, 24, 24, 32, 32]
@@ -423,7 +478,8 @@ class TestLoop:
         plain = model.encoder.encode(train.images)  # type: ignore[union-attr, operator]
         assert torch.allclose(inputs[:, 0], plain, atol=1e-5)
         assert not torch.allclose(inputs[:, 2], plain, atol=1e-2)
-        batch = objective.augment(inputs[:10], torch.arange(10), 0, 0.0)
+        batch, labels = objective.augment(inputs[:10], train.labels[:10], torch.arange(10), 0, 0.0)
+        assert torch.equal(labels, train.labels[:10])
         assert all((row == views).all(1).any() for row, views in zip(batch, inputs[:10], strict=True))
 
     def test_frozen_pictures_are_what_the_latents_say(self) -> None:
@@ -449,9 +505,9 @@ class TestLoop:
         objective = ThawingPictures(model, plain, 0, "fp32")  # type: ignore[arg-type]
         pictures, indices = objective.inputs(train.images), torch.arange(8)
         whole = Classification(model, plain, 0)  # type: ignore[arg-type]
-        frozen = objective.augment(pictures[:8], indices, 0, plain.thaw - 0.01)
+        frozen, _ = objective.augment(pictures[:8], train.labels[:8], indices, 0, plain.thaw - 0.01)
         assert objective.validate(train, "fp32") == pytest.approx(whole.validate(train, "fp32"), rel=1e-4)
-        thawed = objective.augment(pictures[:8], indices, 0, plain.thaw)
+        thawed, _ = objective.augment(pictures[:8], train.labels[:8], indices, 0, plain.thaw)
         assert not frozen.requires_grad
         assert thawed.requires_grad
         assert (frozen - thawed).abs().max() < 0.6 / 255  # the same pictures, but for their whole levels
@@ -502,7 +558,7 @@ class TestOnAGpu:
         )
         captured, losses = self.fitted(tmp_path / "captured.safetensors", recipe)
 
-        def uncaptured(self: CapturedStep, indices: torch.Tensor, epoch: int, **_: object) -> torch.Tensor:
+        def uncaptured(self: CapturedStep, indices: torch.Tensor, epoch: int, *_: object) -> torch.Tensor:
             return self._step(indices, torch.tensor(epoch, device=indices.device))
 
         monkeypatch.setattr(CapturedStep, "__call__", uncaptured)
@@ -517,10 +573,10 @@ class TestOnAGpu:
         rate = torch.zeros((), device=self.GPU)
         step = CapturedStep(lambda indices, epoch: indices.sum() + epoch + rate + torch.rand((), device=self.GPU))
         found, expected = [], []
-        for i in range(6):
+        for i in range(16):
             rate.fill_(1000 * i)
             torch.manual_seed(i)
-            found.append(step(torch.arange(i, i + 3, device=self.GPU), 100 * i, kind=i // 5).item())
+            found.append(step(torch.arange(i, i + 3, device=self.GPU), 100 * i, phase=i // 12, variant=i % 2).item())
             torch.manual_seed(i)
             expected.append(3 * i + 3 + 1100 * i + torch.rand((), device=self.GPU).item())
         assert found == pytest.approx(expected, rel=1e-6)
@@ -549,12 +605,17 @@ def test_a_run_turns_where_its_steps_change() -> None:
     assert recipes.FINETUNE.turns == [0.5, 0.9]
 
 
-def test_the_temperature_is_the_one_that_the_logits_were_divided_by() -> None:
+def test_a_calibration_undoes_what_was_done_to_the_logits() -> None:
     torch.manual_seed(0)
     honest = torch.randn(20_000, 10) * 2
     labels = torch.distributions.Categorical(logits=honest).sample()
     for factor in (0.25, 1.0, 3.0):
-        assert fit_temperature(honest * factor, labels) == pytest.approx(factor, rel=0.03)
+        for smoothing in (0.0, 0.1, 0.2):
+            smoothed = ((1 - smoothing) * honest.softmax(1) + smoothing / 10).log()
+            found = fit_calibration(smoothed * factor, labels)
+            assert found == pytest.approx((factor, smoothing), rel=0.05, abs=0.02)
+            scaled = calibrated(smoothed * factor, *map(torch.tensor, found)).softmax(1)
+            assert (scaled - honest.softmax(1)).abs().mean() < 5e-3
 
 
 def test_numbers_that_a_processor_traps_on_are_zero_in_every_thread() -> None:

@@ -129,6 +129,7 @@ def test_a_missing_field_is_named(classifier_file: Path) -> None:
         (lambda tensors, _: tensors.update({"head.weight": torch.zeros(3)}), "tensor head.weight is torch.float32"),
         (lambda tensors, _: tensors["head.weight"].fill_(float("nan")), "not finite"),
         (lambda tensors, _: tensors["temperature"].fill_(0), "not above 0"),
+        (lambda tensors, _: tensors["smoothing"].fill_(-0.1), "not from 0 to 1"),
         (
             lambda tensors, _: tensors.update({"head.weight": tensors["head.weight"].long()}),
             "tensor head.weight is torch.int64",
@@ -139,6 +140,13 @@ def test_a_tensor_that_does_not_fit_is_named(classifier_file: Path, change: Chan
     with pytest.raises(WeightsError) as caught:
         weights.load_classifier(changed(classifier_file, change), CPU)
     assert says in str(caught.value)
+
+
+def test_a_file_without_smoothing_loads_as_it_was_calibrated(classifier_file: Path) -> None:
+    old, _ = weights.load_classifier(changed(classifier_file, lambda tensors, _: tensors.pop("smoothing")), CPU)
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(old(images), old.classify(images) / old.temperature)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from cifarctl import models
 from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_arch
 from cifarctl.cli.output import Output
+from cifarctl.training.recipes import AutoencoderRecipe
 
 
 def train_ae(
@@ -32,6 +33,13 @@ def train_ae(
             min=1, metavar="N", help="Floats an image is squeezed into. Default: 256.", rich_help_panel=opt.MODEL_PANEL
         ),
     ] = None,
+    recipe: Annotated[
+        AutoencoderRecipe,
+        typer.Option(
+            help="fast: minutes. best: a minute on a GPU, a day without; half a decibel more.",
+            rich_help_panel=opt.TRAINING_PANEL,
+        ),
+    ] = "fast",
     epochs: opt.Epochs = None,
     batch_size: opt.BatchSize = None,
     lr: opt.LearningRate = None,
@@ -69,6 +77,7 @@ def train_ae(
             seed=seed,
             arch=arch,
             latent_dim=latent_dim,
+            recipe=recipe,
             overrides=recipe_overrides(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, ema=ema),
             limit=limit,
             device=device,

@@ -40,10 +40,20 @@ def train_clf(
     finetune: Annotated[
         bool, typer.Option("--finetune", metavar="", help="Train the autoencoder too.", rich_help_panel=opt.MODEL_PANEL)
     ] = False,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|RUN|NAME",
+            autocompletion=complete_model,
+            help="Learn the answers of this trained classifier instead of the labels.",
+            rich_help_panel=opt.MODEL_PANEL,
+        ),
+    ] = None,
     recipe: Annotated[
         ClassifierRecipe,
         typer.Option(
-            help="fast: minutes. best: eight times as long, two points more.", rich_help_panel=opt.TRAINING_PANEL
+            help="fast: minutes. best: eight times as long, two points more. max: two minutes on a GPU, a day without.",
+            rich_help_panel=opt.TRAINING_PANEL,
         ),
     ] = "fast",
     epochs: opt.Epochs = None,
@@ -104,6 +114,7 @@ def train_clf(
             arch=arch,
             encoder=str(encoder) if encoder else None,
             finetune=finetune,
+            teacher=str(teacher) if teacher else None,
             recipe=recipe,
             overrides=recipe_overrides(
                 epochs=epochs,

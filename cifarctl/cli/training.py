@@ -86,8 +86,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
     allowed = set(_ANEW)
     if Source(given.data).is_folder and Source(stored.data).is_folder:
         allowed.add("data")
-    if stored.encoder:
-        allowed.add("encoder")
+    allowed |= {model for model in ("encoder", "teacher") if getattr(stored, model)}
     for name in context.params:
         source = context.get_parameter_source(name)
         if source is None or source.name != "COMMANDLINE" or value(given, name) == value(stored, name):

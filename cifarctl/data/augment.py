@@ -113,6 +113,29 @@ def cutout(images: Tensor, side: int) -> Tensor:
     return images.masked_fill(hole, 0.5 if images.is_floating_point() else 128)
 
 
+def mix(images: Tensor, targets: Tensor, *, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+    """Mix images with their neighbours in the batch, which is in random order, and their targets in proportion; float
+    images.
+
+    targets: probabilities of the classes, float (N, classes). mixup: the fraction of the images that are blended with
+    another, by a share that is uniform in [0, 1] (Zhang et al., "mixup: Beyond empirical risk minimization", 2018, with
+    alpha 1). cutmix: the fraction that get a rectangle of another (Yun et al., "CutMix", 2019).
+    """
+    n, _, height, width = images.shape
+    kind, share = torch.rand(2, n, 1, 1, 1, device=images.device)
+    centre_y, centre_x = torch.rand(2, n, 1, device=images.device)
+    half = share.sqrt().view(n, 1) / 2
+
+    def inside(size: int, centre: Tensor) -> Tensor:
+        return (torch.arange(size, device=images.device) + 0.5 - centre * size).abs() < half * size
+
+    rectangle = inside(height, centre_y)[:, None, :, None] & inside(width, centre_x)[:, None, None, :]
+    # Of each pixel, the fraction that is the neighbour's.
+    taken = torch.where(kind < cutmix, rectangle.float(), share * (kind < cutmix + mixup))
+    fraction = taken.mean((1, 2, 3))[:, None]
+    return torch.lerp(images, images.roll(1, 0), taken), torch.lerp(targets, targets.roll(1, 0), fraction)
+
+
 def to_float(images: Tensor) -> Tensor:
     """Pixels as float32 in [0, 1], in memory as `hardware.memory_format` says."""
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images

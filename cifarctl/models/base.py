@@ -13,13 +13,16 @@ from cifarctl.models.layers import check_range
 class Model(nn.Module, ABC):
     """Any model of the registry.
 
-    useful_untrained: True where `initialize` alone makes a model worth keeping, which training then starts from.
-    varies: True where a training step is not made of the same operations as the one before, since Python draws some: a
-    CUDA graph would repeat those of one step.
+    useful_untrained: True if `initialize` alone makes a model worth keeping, which training then starts from.
+    variant: which of several ways through the model a training step takes; None draws one with `draw_variant`.
     """
 
     useful_untrained: ClassVar[bool] = False
-    varies: ClassVar[bool] = False
+    variant: int | None = None
+
+    def draw_variant(self) -> int:
+        """A way through the model for one training step, drawn on the CPU; a CUDA graph holds the operations of one."""
+        return 0
 
     def initialize(self, images: Tensor) -> None:
         """Set what has a closed form from training images, uint8 (N, 3, 32, 32), before the first step."""
@@ -48,20 +51,22 @@ class Autoencoder(Model):
 class Classifier(Model):
     """`forward`: images -> logits, float (N, classes).
 
-    Outside training they are divided by `temperature`, a buffer: it changes no prediction, but makes the softmax of the
-    logits as confident as the model is right (`training.calibration`).
+    Outside training they are `calibrated`: that changes no prediction, but makes their softmax as confident as the
+    model is right. temperature, smoothing: buffers for it, set after training (`training.calibration`).
 
     encoder: {"model": NAME, "config": {…}} of the autoencoder whose latents are all that the model knows of an image;
     None for the pixels.
     """
 
     temperature: Tensor
+    smoothing: Tensor
 
     def __init__(self, classes: int, encoder: dict[str, Any] | None = None) -> None:
         super().__init__()
         check_range(classes=(classes, 2, 100_000))
         self.classes = classes
         self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("smoothing", torch.zeros(()))
         autoencoder = None if encoder is None else models.build(encoder["model"], **encoder["config"])
         if not isinstance(autoencoder, Autoencoder | None):
             raise ValueError(f"encoder is {encoder and encoder['model']!r}, which is no autoencoder")
@@ -82,6 +87,28 @@ class Classifier(Model):
             self.encoder.eval()
         return self
 
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits as they are trained -> as they are in use, float (N, classes)."""
+        return calibrated(logits, self.temperature, self.smoothing)
+
     def forward(self, x: Tensor) -> Tensor:
         logits = self.classify(self.features(x))
-        return logits if self.training else logits / self.temperature
+        return logits if self.training else self.calibrated(logits)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # Files of version 0.2 and before have none.
+        state_dict.setdefault(f"{prefix}smoothing", torch.zeros_like(state_dict[f"{prefix}temperature"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def calibrated(logits: Tensor, temperature: Tensor, smoothing: Tensor) -> Tensor:
+    """Logits as they are trained, float (N, C) -> logits whose softmax is the probability of each class, in the same
+    order.
+
+    The softmax of the logits over the temperature is taken for probabilities p that training has smoothed, to
+    (1 - smoothing) p + smoothing / C. Those that would be negative without the smoothing stay a little above zero.
+    """
+    scaled = logits / temperature
+    smoothed = scaled.to(torch.promote_types(scaled.dtype, torch.float32)).softmax(-1)
+    probabilities = (smoothed - smoothing / logits.shape[-1]).relu() + 0.01 * smoothed
+    return torch.where(smoothing > 0, probabilities.log(), scaled)  # a GPU would wait for an `if`

@@ -1,17 +1,31 @@
 """A training step that a GPU takes without being told of its hundreds of kernels one by one."""
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass
+class _Recording:
+    """What is known of one kind of step. calls: how often it was taken. indices, epoch, loss: what the graph reads and
+    writes.
+    """
+
+    calls: int = 0
+    graph: torch.cuda.CUDAGraph | None = None
+    indices: Tensor | None = None
+    epoch: Tensor | None = None
+    loss: Tensor | None = None
+
+
 class CapturedStep:
-    """`step` as a CUDA graph: recorded at its third call, and replayed from then on.
+    """`step` as CUDA graphs: one for each kind of step, recorded at its third call, and replayed from then on.
 
     step: indices, int64 (B,), of a batch's images in the data set, and the epoch, int64 () -> the loss, (); all on the
     GPU. It may change tensors there that outlive it, but must not wait for the GPU. What Python decides in it is
-    decided once for each `kind` of step.
+    decided once for each kind of step.
 
     The first two calls run it as it is, since libraries set themselves up in them. Random numbers are those that it
     draws without a graph: a replay starts from the generator's seed of its moment.
@@ -19,24 +33,29 @@ class CapturedStep:
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._step = step
-        self._kind: Hashable = None
-        self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._phase: Hashable = None
+        self._recordings: dict[Hashable, _Recording] = {}
 
-    def __call__(self, indices: Tensor, epoch: int, kind: Hashable) -> Tensor:
-        """Take a step; another `kind` than before is recorded anew. Raises what `step` raises."""
-        if kind != self._kind:
-            self._kind, self._calls, self._graph = kind, 0, None
-        self._calls += 1
-        if self._calls <= 2:
+    def __call__(self, indices: Tensor, epoch: int, phase: Hashable, variant: Hashable = None) -> Tensor:
+        """Take a step. Graphs of another `phase` than before are forgotten; steps of each `variant` have their own.
+        Raises what `step` raises.
+        """
+        if phase != self._phase:
+            self._phase, self._recordings = phase, {}
+        recording = self._recordings.setdefault(variant, _Recording())
+        recording.calls += 1
+        if recording.calls <= 2:
             return self._step(indices, torch.tensor(epoch, device=indices.device))
-        if self._graph is None:
-            self._indices, self._epoch = indices.clone(), torch.tensor(epoch, device=indices.device)
+        if recording.graph is None:
+            recording.indices, recording.epoch = indices.clone(), torch.tensor(epoch, device=indices.device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self._loss = self._step(self._indices, self._epoch)
-            self._graph = graph
-        self._indices.copy_(indices)
-        self._epoch.fill_(epoch)
-        self._graph.replay()
-        return self._loss.clone()
+                recording.loss = self._step(recording.indices, recording.epoch)
+            recording.graph = graph
+        assert recording.indices is not None
+        assert recording.epoch is not None
+        assert recording.loss is not None
+        recording.indices.copy_(indices)
+        recording.epoch.fill_(epoch)
+        recording.graph.replay()
+        return recording.loss.clone()

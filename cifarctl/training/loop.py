@@ -132,8 +132,8 @@ def fit(
         """Make the gradients of the mean loss of the first `count` images, and return that loss."""
         indices = indices[:count]
         with autocast(device, precision):
-            x = objective.augment(inputs[indices], indices, epoch, state.step / steps)
-            loss = objective.loss(x, train.labels[indices])
+            x, targets = objective.augment(inputs[indices], train.labels[indices], indices, epoch, state.step / steps)
+            loss = objective.loss(x, targets)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         return loss.detach()
@@ -144,15 +144,17 @@ def fit(
         return loss
 
     # What other processes, or a scaler, do between gradients and step takes Python.
-    capturable = device.type == "cuda" and ranks.size == 1 and not scaler.is_enabled() and not model.varies
+    capturable = device.type == "cuda" and ranks.size == 1 and not scaler.is_enabled()
     captured = CapturedStep(step) if capturable else None
     if captured:
         keep_rates_on(device, optimizer)
     turns = recipe.turns
 
     def attempt(indices: Tensor, epoch: int, count: int) -> Tensor:
+        if captured:
+            model.variant = model.draw_variant()
         if captured and count == len(indices):
-            return captured(indices, epoch, kind=bisect(turns, state.step / steps))
+            return captured(indices, epoch, bisect(turns, state.step / steps), model.variant)
         return gradients(indices, epoch, count)
 
     def agree() -> None:
@@ -212,7 +214,8 @@ def fit(
                 state.step += 1
                 state.loss_sum += loss
                 if recipe.ema:
-                    _average(state.ema, model, recipe.ema)
+                    # Few steps after the start, the average is of few, or it would keep the untrained weights.
+                    _average(state.ema, model, min(recipe.ema, (1 + state.step) / (10 + state.step)))
                 last = at == steps_an_epoch - 1
                 looks = last or at % _LOOK_STEPS == 0
                 if looks:
@@ -253,11 +256,11 @@ def _copy(model: Model) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _average(ema: dict[str, Tensor], model: Model, decay: float) -> None:
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            ema[name].lerp_(tensor, 1 - decay)
-        else:
-            ema[name].copy_(tensor)
+    tensors = model.state_dict()
+    averaged = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([ema[name] for name in averaged], [tensors[name] for name in averaged], 1 - decay)
+    for name in tensors.keys() - set(averaged):
+        ema[name].copy_(tensors[name])
 
 
 @contextmanager

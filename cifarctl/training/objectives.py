@@ -13,6 +13,7 @@ from cifarctl.data.augment import (
     color_jitter,
     cutout,
     flip,
+    mix,
     random_affine,
     random_crop,
     random_flip,
@@ -40,13 +41,16 @@ class Objective(Protocol):
         """All training images, uint8 (N, 3, 32, 32) -> what batches are drawn from, (N, …), on the same device."""
         ...
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:
-        """Rows of `inputs` at `indices`, int64 (B,) -> the model's input for this step. `progress` in [0, 1) is the
-        part of all steps that is done; between two of the recipe's `turns`, it makes no difference.
+    def augment(
+        self, batch: Tensor, labels: Tensor, indices: Tensor, epoch: int | Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of `inputs` and labels, int64 (B,), at `indices`, int64 (B,) -> the model's input for this step, and
+        what `loss` compares its output with. `progress` in [0, 1) is the part of all steps that is done; between two of
+        the recipe's `turns`, it makes no difference.
         """
         ...
 
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """The batch's mean loss, a scalar."""
         ...
 
@@ -84,10 +88,17 @@ class _OnImages:
     def inputs(self, images: Tensor) -> Tensor:
         return images
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:
+    def augment(
+        self, batch: Tensor, labels: Tensor, indices: Tensor, epoch: int | Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
         images = augment_images(batch, indices, epoch, self.recipe, self.seed)
+        images, targets = self.targets(images, labels)
         side = next((side for until, side in self.recipe.sides if progress < until), images.shape[-1])
-        return scale(images, side)
+        return scale(images, side), targets
+
+    def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Augmented images, float (B, 3, 32, 32) -> the images to train on, and what their outputs should be."""
+        return images, labels
 
 
 class Reconstruction(_OnImages):
@@ -99,7 +110,7 @@ class Reconstruction(_OnImages):
         super().__init__(recipe, seed)
         self.model = model
 
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002 (labels play no part here)
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002 (the images are their own targets)
         return F.mse_loss(self.model(x).float(), x)
 
     def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
@@ -122,27 +133,54 @@ class Classification(_OnImages):
     """Cross-entropy with label smoothing; reports accuracy.
 
     class_weights: how much an image of each class counts in the loss of a batch, float (classes,); None is 1. What
-    `validate` reports is unweighted.
+    `validate` reports is unweighted. teacher: a trained classifier of the same classes, whose probabilities for the
+    augmented images are learnt instead of the labels. Source: Beyer et al., "Knowledge distillation: A good teacher is
+    patient and consistent", 2022.
     """
 
     metric = "accuracy"
 
-    def __init__(self, model: Classifier, recipe: Recipe, seed: int, class_weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        recipe: Recipe,
+        seed: int,
+        class_weights: Tensor | None = None,
+        teacher: Classifier | None = None,
+    ) -> None:
         super().__init__(recipe, seed)
-        self.model, self.class_weights = model, class_weights
+        self.model, self.class_weights, self.teacher = model, class_weights, teacher
 
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.cross_entropy(self.model(x), labels)
+    def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels as int64 (B,); if images are mixed or a teacher sees them, as float (B, classes)."""
+        if self.recipe.mixup or self.recipe.cutmix:
+            one_hot = F.one_hot(labels, self.model.classes).float()
+            images, labels = mix(images, one_hot, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
+        if self.teacher is not None:
+            with torch.no_grad():
+                logits = self.teacher.classify(self.teacher.features(images)).float()
+                labels = (logits / self.recipe.teacher_temperature).softmax(1)
+        return images, labels
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of logits, float (B, classes), under the recipe's label smoothing and the classes' weights."""
-        smoothing = self.recipe.label_smoothing
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        return self.cross_entropy(self.model(x), targets)
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of logits, float (B, classes), under the recipe's label smoothing and the classes' weights.
+
+        targets: int64 (B,), or as probabilities float (B, classes).
+        """
+        smoothing, logits = self.recipe.label_smoothing, logits.float()
+        if self.teacher is not None:
+            temperature = self.recipe.teacher_temperature
+            return F.cross_entropy(logits / temperature, targets) * temperature**2
         if self.class_weights is None:
-            return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         # Not the function's own `weight`, which divides by the sum of the batch's weights: rare classes would count
         # less than they should, and the mean over several processes would be another.
-        losses = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="none")
-        return (losses * self.class_weights[labels]).mean()
+        losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+        weights = targets @ self.class_weights if targets.is_floating_point() else self.class_weights[targets]
+        return (losses * weights).mean()
 
     def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
         logits = self.logits(data, precision, ranks)
@@ -166,8 +204,8 @@ class _Frozen(Classification):
         self.precision = precision
         self.seen: tuple[Dataset, Tensor] | None = None
 
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.cross_entropy(self.model.classify(x), labels)
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        return self.cross_entropy(self.model.classify(x), targets)
 
     def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
         """What the autoencoder makes of `data` stays the same from epoch to epoch, and takes longer than the rest."""
@@ -195,9 +233,16 @@ class FrozenLatents(_Frozen):
             copies.append(see(self.model, augmented, precision=self.precision))
         return torch.stack(copies, dim=1)
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:  # noqa: ARG002
+    def augment(
+        self,
+        batch: Tensor,
+        labels: Tensor,
+        indices: Tensor,  # noqa: ARG002
+        epoch: int | Tensor,  # noqa: ARG002
+        progress: float,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         view = torch.randint(batch.shape[1], (len(batch),), device=batch.device)
-        return batch[torch.arange(len(batch), device=batch.device), view]
+        return batch[torch.arange(len(batch), device=batch.device), view], labels
 
 
 class FrozenPictures(_Frozen):
@@ -224,11 +269,13 @@ class ThawingPictures(FrozenPictures):
         self.images = images
         return super().inputs(images)
 
-    def augment(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, progress: float) -> Tensor:
+    def augment(
+        self, batch: Tensor, labels: Tensor, indices: Tensor, epoch: int | Tensor, progress: float
+    ) -> tuple[Tensor, Tensor]:
         if progress >= self.recipe.thaw:
             batch = self.model.features(self.images[indices])
             self.thawed = True
-        return super().augment(batch, indices, epoch, progress)
+        return super().augment(batch, labels, indices, epoch, progress)
 
     def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
         if self.thawed:

@@ -13,7 +13,7 @@ from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Device, Precision, select_device, select_precision
 from cifarctl.shell import command_line
 from cifarctl.training import recipes
-from cifarctl.training.recipes import ClassifierRecipe, Recipe
+from cifarctl.training.recipes import Recipe, RecipeName
 
 # Options that do not change what is learnt, or are spelled otherwise on the command line.
 _NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard"})
@@ -27,8 +27,9 @@ class TrainOptions:
     and the batches.
     arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
     encoder: for a classifier, the weights file or run folder of the autoencoder whose latents are all that it sees.
-    finetune: train that one too. recipe: of convolutions that are trained alone. overrides: fields of the recipe, by
-    name.
+    finetune: train that one too. teacher: the weights file or run folder of the classifier whose answers are learnt
+    instead of the labels. recipe: of an autoencoder, or of convolutions that are trained alone. overrides: fields of
+    the recipe, by name.
     """
 
     kind: models.Kind
@@ -40,7 +41,8 @@ class TrainOptions:
     latent_dim: int | None = None
     encoder: str | None = None
     finetune: bool = False
-    recipe: ClassifierRecipe = "fast"
+    teacher: str | None = None
+    recipe: RecipeName = "fast"
     overrides: dict[str, Any] | None = None
     limit: int | None = None
     device: Device = "auto"
@@ -55,10 +57,13 @@ class TrainOptions:
 
     def located(self) -> "TrainOptions":
         """The same options with absolute paths, so that they mean the same from everywhere."""
-        encoder, data_dir = (path and str(Path(path).absolute()) for path in (self.encoder, self.data_dir))
-        if encoder and not Path(encoder).exists():  # the name of a pretrained one
-            encoder = self.encoder
-        return replace(self, data=locate(self.data), data_dir=data_dir, encoder=encoder)
+        data_dir = self.data_dir and str(Path(self.data_dir).absolute())
+        # One that does not exist is the name of a pretrained model.
+        encoder, teacher = (
+            str(Path(model).absolute()) if model and Path(model).exists() else model
+            for model in (self.encoder, self.teacher)
+        )
+        return replace(self, data=locate(self.data), data_dir=data_dir, encoder=encoder, teacher=teacher)
 
     @property
     def model_name(self) -> str:
@@ -69,7 +74,7 @@ class TrainOptions:
     def settings(self) -> Recipe:
         """The recipe's values for this task, with the overrides."""
         if self.kind == "autoencoder":
-            recipe = recipes.AUTOENCODER
+            recipe = recipes.AUTOENCODERS[self.recipe]
         elif self.model_name == "mlp":
             recipe = recipes.HEAD
         elif self.finetune:
@@ -107,11 +112,15 @@ def check(options: TrainOptions) -> None:
     kind, name = options.kind, options.model_name
     if name not in models.names(kind):
         raise UsageError(f"--arch {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
-    if options.recipe != "fast" and (name == "mlp" or options.finetune):
+    if options.recipe != "fast" and (name in ("mlp", "conv2") or options.finetune):
         raise UsageError(
             f"--recipe {options.recipe}: for convolutions that are trained alone",
-            hint="leave it out with --arch mlp or --finetune",
+            hint="leave it out with --arch mlp, --arch conv2 or --finetune",
         )
+    if kind == "autoencoder" and options.recipe not in recipes.AUTOENCODERS:
+        raise UsageError(f"--recipe {options.recipe}: no autoencoder has it", hint="fast or best")
+    if options.teacher and (options.encoder or kind == "autoencoder"):
+        raise UsageError("--teacher: for a classifier of images", hint="leave out --encoder")
     if options.finetune and not options.encoder:
         raise UsageError("--finetune: there is no --encoder to fine-tune")
     if kind == "autoencoder" and options.latent_dim is not None:

@@ -18,7 +18,13 @@ from cifarctl.data import Dataset
 from cifarctl.data.fingerprint import describe_changes
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import ChangedDataError, RunDirError
-from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
+from cifarctl.evaluation import (
+    AutoencoderReport,
+    ClassifierReport,
+    evaluate_autoencoder,
+    evaluate_classifier,
+    require_classes,
+)
 from cifarctl.hardware import Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
@@ -97,10 +103,12 @@ def _train(
     config_then = RunDir.opened(out).read_config() if resume else {}
     data = _load(options, config_then, device)
     train_set, val_set = data.train, data.val
-    encoder = weights.resolve(Path(options.encoder), "autoencoder") if options.encoder else None
-    encoder_sha256 = hashlib.sha256(encoder.read_bytes()).hexdigest() if encoder else None
-    if config_then.get("encoder_sha256") not in (None, encoder_sha256):
-        raise RunDirError(f"{encoder}: not the autoencoder that the run was started with", hint="bring that one back")
+    encoder, encoder_sha256 = _given(options.encoder, "autoencoder", config_then.get("encoder_sha256"))
+    teacher_path, teacher_sha256 = _given(options.teacher, "classifier", config_then.get("teacher_sha256"))
+    teacher = None
+    if teacher_path:
+        teacher, teacher_info = weights.load_classifier(teacher_path, device)
+        require_classes(teacher_info.classes, train_set.classes, teacher_path)
     model, config = _build(options, recipe, train_set, device, encoder)
 
     if ranks.is_main:
@@ -109,11 +117,12 @@ def _train(
             config_now = {**config_then, "options": asdict(options), "device": str(device), "precision": precision}
         else:
             config_now = {**_config(options, recipe, device, precision), "processes": ranks.size}
-        run.write_json(run.config, {**config_now, "data": data.description, "encoder_sha256": encoder_sha256})
+        digests = {"encoder_sha256": encoder_sha256, "teacher_sha256": teacher_sha256}
+        run.write_json(run.config, {**config_now, "data": data.description, **digests})
     out = ranks.from_main(out)  # its default holds the time; and nobody goes on before the folder is ready
     if not ranks.is_main:
         run = RunDir.opened(out)
-    objective = _objective(options, model, recipe, precision, train_set)
+    objective = _objective(options, model, recipe, precision, train_set, teacher)
     if options.compile:
         model.compile()
     resumed = run.checkpoint.exists()
@@ -214,6 +223,19 @@ def _load(options: TrainOptions, config_then: dict[str, Any], device: torch.devi
     return _Data(train, val, source.load("test"), description, remarks)
 
 
+def _given(reference: str | None, kind: models.Kind, sha256_then: str | None) -> tuple[Path | None, str | None]:
+    """The weights file of a model that the run learns from, and its SHA-256. Raises RunDirError if a resumed run was
+    started with another, WeightsError.
+    """
+    if reference is None:
+        return None, None
+    path = weights.resolve(Path(reference), kind)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256_then not in (None, sha256):
+        raise RunDirError(f"{path}: not the {kind} that the run was started with", hint="bring that one back")
+    return path, sha256
+
+
 def _build(
     options: TrainOptions, recipe: Recipe, train_set: Dataset, device: torch.device, encoder_path: Path | None
 ) -> tuple[Model, dict[str, Any]]:
@@ -240,14 +262,19 @@ def _build(
 
 
 def _objective(
-    options: TrainOptions, model: Model, recipe: Recipe, precision: Precision, train_set: Dataset
+    options: TrainOptions,
+    model: Model,
+    recipe: Recipe,
+    precision: Precision,
+    train_set: Dataset,
+    teacher: Classifier | None,
 ) -> Objective:
     if isinstance(model, Autoencoder):
         return Reconstruction(model, recipe, options.seed)
     assert isinstance(model, Classifier)
     weights_of_classes = balanced_weights(train_set) if recipe.class_weights == "balanced" else None
     if not options.encoder or (isinstance(model, MLP) and options.finetune):
-        return Classification(model, recipe, options.seed, weights_of_classes)
+        return Classification(model, recipe, options.seed, weights_of_classes, teacher)
     pictures = ThawingPictures if options.finetune else FrozenPictures
     frozen = FrozenLatents if isinstance(model, MLP) else pictures
     return frozen(model, recipe, options.seed, precision, weights_of_classes)

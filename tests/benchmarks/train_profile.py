@@ -78,8 +78,8 @@ def main() -> None:
 
     def step(progress: float) -> None:
         with autocast(device, precision):
-            x = objective.augment(data.images[indices], indices, 0, progress)
-            loss = objective.loss(x, data.labels[indices])
+            x, targets = objective.augment(data.images[indices], data.labels[indices], indices, 0, progress)
+            loss = objective.loss(x, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -4,11 +4,11 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarctl.hardware import algebra_device
 from cifarctl.models.base import Classifier
+from cifarctl.models.fused import cast_for_autocast, norm_silu, whiten_silu
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, Normalize, check_range
 
 Pool = Literal["max", "max+mean"]
@@ -76,7 +76,10 @@ class Airbench(Classifier):
         return x if self.encoder is None else self.encoder(x)
 
     def classify(self, features: Tensor) -> Tensor:
-        x = self.groups(F.silu(self.whiten(self.normalize(features))))
+        x = whiten_silu(self.normalize, self.whiten, features)
+        filters = cast_for_autocast([conv.weight for group in self.groups for conv in group.convs])
+        for group in self.groups:
+            x = group(x, filters and [filters.pop(0) for _ in group.convs])
         y = x.amax((2, 3))
         if self.pool == "max+mean":
             y = y + x.mean((2, 3))
@@ -100,12 +103,13 @@ class _Group(nn.Module):
             # The first filters pass their input through, so that the net starts as a shallow one.
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
-    def forward(self, x: Tensor) -> Tensor:
-        first = x = F.silu(self.norms[0](self.pool(self.convs[0](x))))
+    def forward(self, x: Tensor, filters: list[Tensor] | None = None) -> Tensor:
+        """filters: the convolutions', cast already."""
+        weights = filters or [None] * len(self.convs)
+        first = x = norm_silu(self.norms[0], self.convs[0](x, weights[0]), pool=self.pool)
         last = len(self.convs) - 1
         for i in range(1, last + 1):
-            x = self.norms[i](self.convs[i](x))
-            x = F.silu(x + first if i == last > 1 else x)
+            x = norm_silu(self.norms[i], self.convs[i](x, weights[i]), residual=first if i == last > 1 else None)
         return x
 
 

@@ -35,7 +35,8 @@ def alternating(indices: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """As `F.interpolate(…, antialias=True)` of bilinear mode: float32 (N, C, H, H) -> (N, C, side, side), channels last.
+    """As `F.interpolate` in bilinear mode with antialiasing: float32 (N, C, H, H) -> (N, C, side, side), channels last
+    in memory.
 
     PyTorch's kernel has a thread for each pixel of the result, which goes over all images and channels.
     """
@@ -67,7 +68,7 @@ def _reflected(at, size):  # type: ignore[no-untyped-def]
     return tl.where(at < size, at, 2 * (size - 1) - at)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _shift_flip(  # type: ignore[no-untyped-def]
     images,
     stride_n,
@@ -100,7 +101,7 @@ def _shift_flip(  # type: ignore[no-untyped-def]
     tl.store(y + image * (channels * height * width) + at, value, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["epoch", "salt", "count"])  # type: ignore[untyped-decorator]
 def _alternating(  # type: ignore[no-untyped-def]
     indices, epoch, mirrored, salt, count, on_device: tl.constexpr, tile: tl.constexpr
 ):
@@ -112,7 +113,7 @@ def _alternating(  # type: ignore[no-untyped-def]
     tl.store(mirrored + at, ((hashed >> 12) + turn) % 2 == 0, at < count)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _resize(  # type: ignore[no-untyped-def]
     images,
     first,

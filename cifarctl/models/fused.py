@@ -1,5 +1,6 @@
 """Layers of a classifier that a GPU takes several of at once in training, in Triton, and elsewhere one by one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,17 +40,16 @@ def whiten_silu(normalize: Normalize, conv: nn.Conv2d, x: Tensor) -> Tensor:
     return F.silu(conv(normalize(x)))
 
 
-def cast_for_autocast(weights: list[nn.Parameter]) -> list[Tensor] | None:
-    """What autocast would make of each weight, in one kernel, and their gradients in another; None where autocast is
-    left to it.
+def cast_for_autocast(weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """What autocast on a GPU would make of each weight in training, in one kernel, and their gradients in another; None
+    for each if it is left to autocast, or there is none.
     """
     device = weights[0].device
-    if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
-        return None
-    dtype = torch.get_autocast_dtype("cuda")
-    if not torch.is_grad_enabled() or any(weight.dtype == dtype for weight in weights):
-        return None
-    return list(_CastTogether.apply(dtype, *weights))
+    if device.type == "cuda" and torch.is_autocast_enabled("cuda") and torch.is_grad_enabled():
+        dtype = torch.get_autocast_dtype("cuda")
+        if not torch.compiler.is_compiling() and all(weight.dtype == torch.float32 for weight in weights):
+            return list(_CastTogether.apply(dtype, *weights))
+    return [None] * len(weights)
 
 
 class _CastTogether(torch.autograd.Function):

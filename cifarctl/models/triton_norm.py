@@ -58,8 +58,9 @@ class TritonNormSiLU(torch.autograd.Function):
         combine_values[(c,)](partial, statistics, *running, *sizes, norm.eps, norm.momentum, _PROGRAMS)
         residual = None if residual is None else _channels_last(residual)
         y = torch.empty_like(values)
-        grid = _grid(rows, _MAP_ROWS, c)
-        activate[grid](values, statistics, weight, bias, residual, y, rows, c, _MAP_ROWS, _CHANNELS)
+        activate[_grid(rows, _MAP_ROWS, c)](
+            values, statistics, weight, bias, residual, y, rows, c, _MAP_ROWS, _CHANNELS
+        )
         ctx.save_for_backward(values, chosen, statistics, weight, bias, residual)
         return y.permute(0, 3, 1, 2)
 
@@ -68,26 +69,22 @@ class TritonNormSiLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, chosen, statistics, weight, bias, residual = ctx.saved_tensors
         known = values, statistics, weight, bias
-        grad, grad_bias, grad_residual = _channels_last(grads[0]), torch.empty_like(bias), None
+        grad, grad_bias = _channels_last(grads[0]), torch.empty_like(bias)
         n, h, w, c = ctx.shape
         rows, splits, split_rows = _shares(values)
         partial, means = _float_pair(grad, c, splits), _float_pair(grad, c)
-        if residual is not None:
-            grad_residual = torch.empty_like(grad)
+        # Of what SiLU is taken of, which the residual is a part of.
+        grad_sum = None if residual is None else torch.empty_like(grad)
         grid, sizes = (triton.cdiv(c, _CHANNELS), splits), (rows, split_rows, splits, c)
-        sum_gradients[grid](grad, *known, residual, grad_residual, partial, *sizes, _SUM_ROWS, _CHANNELS)
+        sum_gradients[grid](grad, *known, residual, grad_sum, partial, *sizes, _SUM_ROWS, _CHANNELS)
         combine_gradients[(c,)](partial, means, grad_bias, rows, splits, c, _PROGRAMS)
         grad_x = grad.new_empty(n, h, w, c)
-        if residual is not None:
-            grad = grad_residual  # that of what SiLU is taken of
-        if chosen is None:
-            sizes, tile = (rows, h, w, c), _MAP_ROWS
-        else:
-            sizes, tile = (n * triton.cdiv(h, 2) * triton.cdiv(w, 2), h, w, c), _SUM_ROWS
-        through_silu = residual is None
-        grid = _grid(sizes[0], tile, c)
-        input_gradient[grid](grad, *known, chosen, means, grad_x, *sizes, through_silu, tile, _CHANNELS)
-        grad_residual = None if grad_residual is None else grad_residual.permute(0, 3, 1, 2)
+        tasks, tile = rows, _MAP_ROWS
+        if chosen is not None:
+            tasks, tile = n * triton.cdiv(h, 2) * triton.cdiv(w, 2), _SUM_ROWS
+        rest = chosen, means, grad_x, tasks, h, w, c, residual is None, tile, _CHANNELS
+        input_gradient[_grid(tasks, tile, c)](grad if grad_sum is None else grad_sum, *known, *rest)
+        grad_residual = None if grad_sum is None else grad_sum.permute(0, 3, 1, 2)
         return grad_x.permute(0, 3, 1, 2), None, grad_bias, None, grad_residual, None
 
 

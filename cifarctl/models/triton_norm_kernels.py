@@ -1,7 +1,7 @@
 """The kernels of `triton_norm`, which says what rows are and how they are summed.
 
-row_tile and channel_tile are what one program takes at a time, `rows` and `channels` what there is. Where an argument may be
-None, what it is for is left out where the kernel is built.
+row_tile and channel_tile are what one program takes at a time, `rows` and `channels` what there is. If an argument is
+None, the kernel is built without what it is for.
 """
 
 import triton
@@ -35,7 +35,7 @@ def _load_rows(x, values, chosen, row, end, channel, height, width, channels):  
     return best, inside
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
 def sum_values(  # type: ignore[no-untyped-def]
     x,
     values,
@@ -77,7 +77,7 @@ def sum_values(  # type: ignore[no-untyped-def]
     tl.store(out + channels * splits, tl.sum(squares, 0) - total * total / count, channel < channels)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
 def combine_values(  # type: ignore[no-untyped-def]
     partial,
     statistics,
@@ -131,7 +131,7 @@ def _silu_gradient(grad, z):  # type: ignore[no-untyped-def]
     return grad * gate * (1 + z * (1 - gate))
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
 def activate(  # type: ignore[no-untyped-def]
     values, statistics, weight, bias, residual, y, rows, channels, row_tile: tl.constexpr, channel_tile: tl.constexpr
 ):
@@ -148,7 +148,7 @@ def activate(  # type: ignore[no-untyped-def]
     tl.store(y + at, (z * tl.sigmoid(z)).to(y.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
 def sum_gradients(  # type: ignore[no-untyped-def]
     grad,
     values,
@@ -191,7 +191,7 @@ def sum_gradients(  # type: ignore[no-untyped-def]
     tl.store(out + channels * splits, tl.sum(products, 0), channel < channels)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
 def combine_gradients(  # type: ignore[no-untyped-def]
     partial, means, grad_bias, rows, splits, channels, split_tile: tl.constexpr
 ):
@@ -205,7 +205,7 @@ def combine_gradients(  # type: ignore[no-untyped-def]
     tl.store(means + channels + channel, product / rows.to(tl.float32))
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=_SIZES)  # type: ignore[untyped-decorator]
 def input_gradient(  # type: ignore[no-untyped-def]
     grad,
     values,

@@ -75,7 +75,7 @@ def _whitened(  # type: ignore[no-untyped-def]
     return z
 
 
-@triton.jit(do_not_specialize=["rows", "height", "width"])
+@triton.jit(do_not_specialize=["rows", "height", "width"])  # type: ignore[untyped-decorator]
 def _whiten(  # type: ignore[no-untyped-def]
     x,
     mean,
@@ -104,7 +104,7 @@ def _whiten(  # type: ignore[no-untyped-def]
     tl.store(y + row.to(tl.int64)[:, None] * outputs + output, value, inside)
 
 
-@triton.jit(do_not_specialize=["rows", "height", "width"])
+@triton.jit(do_not_specialize=["rows", "height", "width"])  # type: ignore[untyped-decorator]
 def _bias_gradient(  # type: ignore[no-untyped-def]
     x,
     mean,

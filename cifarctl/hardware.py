@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -86,6 +87,20 @@ def can_build_kernels() -> bool:
     """
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+@functools.cache
+def runs_kernels(device: "torch.device") -> bool:
+    """Whether kernels in Triton, which comes with PyTorch for NVIDIA's GPUs on Linux, can be built for this device."""
+    if device.type != "cuda" or not can_build_kernels():
+        return False
+    try:
+        from cifarctl import triton_trial
+
+        triton_trial.run(device)
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):  # the GPU is too old for it, for one
+        return False
+    return True
 
 
 def algebra_device(device: "torch.device") -> "torch.device":

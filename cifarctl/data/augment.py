@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifarctl.hardware import memory_format
+from cifarctl.hardware import memory_format, runs_kernels
 
 
 def flip(images: Tensor, chosen: Tensor) -> Tensor:
@@ -20,32 +20,68 @@ def flip(images: Tensor, chosen: Tensor) -> Tensor:
 
 def random_flip(images: Tensor) -> Tensor:
     """Mirror each image with probability one half."""
-    return flip(images, torch.rand(len(images), device=images.device) < 0.5)
+    return flip(images, halves(images))
+
+
+def halves(images: Tensor) -> Tensor:
+    """Each image with probability one half, bool (N,)."""
+    return torch.rand(len(images), device=images.device) < 0.5
 
 
 def alternating_flip(images: Tensor, indices: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
-    """Mirror a random half of the data set in even epochs and the other half in odd ones.
+    """Mirror a random half of the data set in even epochs and the other half in odd ones."""
+    return flip(images, alternates(indices, epoch, seed))
+
+
+def alternates(indices: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
+    """A random half of the data set in even epochs and the other half in odd ones, bool (N,).
 
     indices: int64 (N,), the images' places in the data set. Every pair of epochs so shows each image both ways, which
     independent draws do half as often: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.6.
     """
+    if runs_kernels(indices.device):
+        from cifarctl.data import triton_augment
+
+        return triton_augment.alternating(indices, epoch, seed)
     # A hash of the index, not a table: no state to keep, the same after a resume. Constants from Knuth and SplitMix.
     hashed = (indices * 2654435761 + seed * 40503) & 0xFFFFFFFF
     hashed = ((hashed ^ (hashed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    return flip(images, ((hashed >> 12) + epoch) % 2 == 0)
+    return ((hashed >> 12) + epoch) % 2 == 0
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
     """Shift each image by up to `padding` pixels each way, filling by reflection."""
+    return shifted(images, shifts(images, padding), padding)
+
+
+def shifts(images: Tensor, padding: int) -> Tensor:
+    """Random shifts down and to the right, int64 (2, N, 1) in [0, 2 · padding]; `padding` is none."""
+    return torch.randint(0, 2 * padding + 1, (2, len(images), 1), device=images.device)
+
+
+def shifted(images: Tensor, by: Tensor, padding: int) -> Tensor:
+    """Images shifted by what `shifts` drew, filled by reflection."""
     n, _, height, width = images.shape
     # reflection_pad has no uint8 kernel on every device; indices do the same for any type.
     rows = _reflected(height, padding, images.device)
     columns = _reflected(width, padding, images.device)
-    dy, dx = torch.randint(0, 2 * padding + 1, (2, n, 1), device=images.device)
+    dy, dx = by
     rows = rows[dy + torch.arange(height, device=images.device)]  # (N, H)
     columns = columns[dx + torch.arange(width, device=images.device)]
     batch = torch.arange(n, device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def shifted_flipped(images: Tensor, by: Tensor | None, mirrored: Tensor | None, padding: int) -> Tensor:
+    """Pixels as `to_float` leaves them, shifted and mirrored unless None: `shifts` and bool (N,) say by how much and
+    which.
+    """
+    if images.dtype in (torch.uint8, torch.float32) and not images.requires_grad and runs_kernels(images.device):
+        from cifarctl.data import triton_augment
+
+        return triton_augment.shifted_flipped(images, by, mirrored, padding)
+    images = images if by is None else shifted(images, by, padding)
+    return to_float(images if mirrored is None else flip(images, mirrored))
 
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
@@ -146,6 +182,10 @@ def scale(images: Tensor, side: int) -> Tensor:
     """Float (N, C, H, H) -> (N, C, side, side), antialiased, in memory as `to_float` leaves it."""
     if side == images.shape[-1]:
         return images
+    if images.dtype == torch.float32 and not images.requires_grad and runs_kernels(images.device):
+        from cifarctl.data import triton_augment
+
+        return triton_augment.resized(images, side)
     return to_float(F.interpolate(images, size=(side, side), mode="bilinear", antialias=True))
 
 

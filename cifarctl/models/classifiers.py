@@ -1,14 +1,15 @@
 """Classifiers: images to logits."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarctl.hardware import algebra_device
 from cifarctl.models.base import Classifier
+from cifarctl.models.fused import cast_for_autocast, norm_silu, whiten_silu
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, Normalize, check_range
 
 Pool = Literal["max", "max+mean"]
@@ -47,7 +48,7 @@ class Airbench(Classifier):
         check_range(**{f"depth[{i}]": (number, 1, 16) for i, number in enumerate(depths)})
         if pool not in get_args(Pool):
             raise ValueError(f"pool is {pool!r}, not one of {get_args(Pool)}")
-        self.pool = pool
+        self.pool, self.depths = pool, depths
         self.normalize = Normalize()
         self.whiten = nn.Conv2d(3, 24, kernel_size=2, bias=whiten_bias)  # (N, 24, 31, 31)
         self.whiten.weight.requires_grad = False
@@ -76,7 +77,11 @@ class Airbench(Classifier):
         return x if self.encoder is None else self.encoder(x)
 
     def classify(self, features: Tensor) -> Tensor:
-        x = self.groups(F.silu(self.whiten(self.normalize(features))))
+        x = whiten_silu(self.normalize, self.whiten, features)
+        filters = cast_for_autocast([parameter for parameter in self.groups.parameters() if parameter.ndim == 4])
+        for group, depth in zip(self.groups, self.depths, strict=True):
+            x = group(x, filters[:depth])
+            filters = filters[depth:]
         y = x.amax((2, 3))
         if self.pool == "max+mean":
             y = y + x.mean((2, 3))
@@ -100,13 +105,20 @@ class _Group(nn.Module):
             # The first filters pass their input through, so that the net starts as a shallow one.
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
-    def forward(self, x: Tensor) -> Tensor:
-        first = x = F.silu(self.norms[0](self.pool(self.convs[0](x))))
+    def forward(self, x: Tensor, filters: Sequence[Tensor | None] = ()) -> Tensor:
+        """filters: each convolution's weight as it is to be used, or nothing."""
+        weights = filters or [None] * len(self.convs)
+        first = x = norm_silu(self._norm(0), self.convs[0](x, weights[0]), pool=self.pool)
         last = len(self.convs) - 1
         for i in range(1, last + 1):
-            x = self.norms[i](self.convs[i](x))
-            x = F.silu(x + first if i == last > 1 else x)
+            residual = first if i == last > 1 else None
+            x = norm_silu(self._norm(i), self.convs[i](x, weights[i]), residual)
         return x
+
+    def _norm(self, i: int) -> nn.BatchNorm2d:
+        norm = self.norms[i]
+        assert isinstance(norm, nn.BatchNorm2d)
+        return norm
 
 
 def _shift_norm(channels: int) -> nn.BatchNorm2d:

@@ -34,7 +34,10 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
         self._kept: tuple[object, Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """weight: to be used for the layer's own, where it is cast already."""
+        if weight is not None:
+            return self._conv_forward(x, weight, self.bias)
         if x.device.type != "cpu":
             return super().forward(x)
         if torch.is_autocast_enabled("cpu"):

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from cifarctl.data import Dataset
 from cifarctl.data.augment import (
-    alternating_flip,
+    alternates,
     color_jitter,
     cutout,
     flip,
+    halves,
     mix,
     random_affine,
     random_crop,
-    random_flip,
     scale,
+    shifted_flipped,
+    shifts,
     to_float,
 )
 from cifarctl.distributed import ALONE, Ranks
@@ -61,13 +63,13 @@ class Objective(Protocol):
 
 def augment_images(images: Tensor, indices: Tensor, epoch: int | Tensor, recipe: Recipe, seed: int) -> Tensor:
     """The recipe's augmentation of a batch, uint8 (B, 3, 32, 32) -> float in [0, 1]."""
-    if recipe.crop:
-        images = random_crop(images, recipe.crop)
+    by = shifts(images, recipe.crop) if recipe.crop else None
+    mirrored = None
     if recipe.flip == "random":
-        images = random_flip(images)
+        mirrored = halves(images)
     elif recipe.flip == "alternating":
-        images = alternating_flip(images, indices, epoch, seed)
-    images = to_float(images)
+        mirrored = alternates(indices, epoch, seed)
+    images = shifted_flipped(images, by, mirrored, recipe.crop)
     if recipe.affine:
         images = random_affine(images, scale=1.25, degrees=15, shear=0.15, part=recipe.affine)
     if recipe.jitter:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifarctl.hardware import has_bf16
+from cifarctl.hardware import has_bf16, runs_kernels
 from cifarctl.models.base import Classifier
 from cifarctl.training.recipes import Recipe
 
@@ -118,13 +118,16 @@ class Muon(_Eager):
 
     def _nesterov(self, parameters: list[Tensor], grads: list[Tensor], momentum: float) -> list[Tensor]:
         # torch's `_foreach` functions, as in its own optimizers: one kernel of a GPU for all tensors of a list.
-        for parameter, grad in zip(parameters, grads, strict=True):
-            if "momentum" not in self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(grad)
-        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+        buffers = self._momenta(parameters, grads)
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
         return list(torch._foreach_add(grads, buffers, alpha=momentum))
+
+    def _momenta(self, parameters: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(grad)
+        return [self.state[parameter]["momentum"] for parameter in parameters]
 
 
 class AirbenchMuon(Muon):
@@ -160,6 +163,7 @@ class AirbenchMuon(Muon):
             },
         ]
         super().__init__([group for group in groups if group["params"]], lr)
+        self._plans: dict[tuple[torch.Size, ...], Any] = {}
 
     def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if "orthogonalise" not in group:
@@ -167,18 +171,47 @@ class AirbenchMuon(Muon):
             return
         grads = _gradients(parameters)
         if group["orthogonalise"]:
+            if self._move_at_once(parameters, grads, group["lr"]):
+                return
             for parameter, norm in zip(parameters, torch._foreach_norm(parameters), strict=True):
                 parameter.mul_(len(parameter) ** 0.5 / norm)
             updates = _orthogonalised(self._nesterov(parameters, grads, self._FILTER_MOMENTUM))
         else:
             decay = group["weight_decay"] / group["peak_lr"]
-            grads = [grad + decay * parameter for grad, parameter in zip(grads, parameters, strict=True)]
+            grads = list(torch._foreach_add(grads, torch._foreach_mul(parameters, decay)))
             updates = self._nesterov(parameters, grads, self._SGD_MOMENTUM)
         _descend(parameters, updates, group["lr"])
+
+    def _move_at_once(self, parameters: list[Tensor], grads: list[Tensor], lr: float | Tensor) -> bool:
+        """Move filters in a few kernels, if this is a GPU that runs them. True if it is."""
+        device = parameters[0].device
+        if not runs_kernels(device) or not has_bf16(device):
+            return False
+        from cifarctl.training import triton_muon
+
+        grads = [_laid_out_as(parameter, grad) for parameter, grad in zip(parameters, grads, strict=True)]
+        momenta = []
+        for parameter, momentum in zip(parameters, self._momenta(parameters, grads), strict=True):
+            momenta.append(_laid_out_as(parameter, momentum))  # one from a checkpoint may lie otherwise
+            self.state[parameter]["momentum"] = momenta[-1]
+        shapes = tuple(parameter.shape for parameter in parameters)
+        if shapes not in self._plans:
+            self._plans[shapes] = triton_muon.plan(parameters)
+        plan = self._plans[shapes]
+        if plan is None:
+            return False
+        rate = lr if isinstance(lr, Tensor) else torch.full((), lr, device=device)
+        triton_muon.step(plan, parameters, grads, momenta, self._FILTER_MOMENTUM, rate, _QUINTIC, _ITERATIONS)
+        return True
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _laid_out_as(parameter: Tensor, x: Tensor) -> Tensor:
+    """`x`, its values in memory in the order of the parameter's."""
+    return x if x.stride() == parameter.stride() else torch.empty_like(parameter).copy_(x)
 
 
 def _descend(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor) -> None:
@@ -201,13 +234,18 @@ def _orthogonalised(updates: list[Tensor]) -> list[Tensor]:
     return result
 
 
-def newton_schulz(matrices: Tensor, steps: int = 3) -> Tensor:
+# Of the Newton–Schulz iteration's polynomial, those of Jordan et al. (2024): the steepest at zero that stay bounded.
+_QUINTIC = 3.4445, -4.7750, 2.0315
+_ITERATIONS = 3
+
+
+def newton_schulz(matrices: Tensor, steps: int = _ITERATIONS) -> Tensor:
     """Singular values of float (K, M, N) driven towards one: about 0.5 to 1.5 after three steps.
 
     In bf16 where the hardware has it. Emulated, its products took 56 % of a step of `train-clf` on two cores that have
-    AVX2 only. The quintic's coefficients are those of Jordan et al. (2024): the steepest at zero that stay bounded.
+    AVX2 only.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = _QUINTIC
     x = matrices.bfloat16() if has_bf16(matrices.device) else matrices.float()
     tall = x.shape[1] > x.shape[2]
     if tall:

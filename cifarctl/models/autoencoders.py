@@ -15,8 +15,7 @@ class ResidualAutoencoder(Autoencoder):
     """Principal components, residual convolutions that draw what those cannot, and latents fitted to both.
 
     latent_dim: floats an image, D, from 1 to 3072. width: channels of the convolutions. blocks: of two convolutions
-    each. expand: how many times as many channels lie between those two. steps: by how many gradient steps `encode` fits
-    an image's latents.
+    each. steps: by how many gradient steps `encode` fits an image's latents.
 
     An image is drawn as x̂(z) = m + C z + s d(Rᵀz, m + C z). m is the training images' mean, C their first D principal
     components and s the error that those leave, all frozen; d is convolutions on 4×4 patches whose last layer starts at
@@ -47,12 +46,11 @@ class ResidualAutoencoder(Autoencoder):
     # Longer, and few: a decoder trained with these bends less. Trained with those of use, it ended 0.09 dB lower.
     _TRAINING_STEP, _TRAINING_STEPS = 0.6, 2
 
-    def __init__(
-        self, latent_dim: int = 256, width: int = 160, blocks: int = 4, expand: int = 1, steps: int = 5
-    ) -> None:
+    def __init__(self, latent_dim: int = 256, width: int = 160, blocks: int = 4, steps: int = 5) -> None:
         super().__init__()
-        check_range(latent_dim=(latent_dim, 1, 3072), width=(width, 1, 2048), blocks=(blocks, 0, 64))
-        check_range(expand=(expand, 1, 8), steps=(steps, 0, 16))
+        check_range(
+            latent_dim=(latent_dim, 1, 3072), width=(width, 1, 2048), blocks=(blocks, 0, 64), steps=(steps, 0, 16)
+        )
         self.latent_dim, self.steps = latent_dim, steps
         pixels, cells = 3 * self._PATCH**2, self._GRID**2
         channels = -(-latent_dim // cells)
@@ -68,7 +66,7 @@ class ResidualAutoencoder(Autoencoder):
         self.components = nn.Parameter(torch.eye(3072, latent_dim), requires_grad=False)
         self.decoder = nn.Sequential(
             Conv3x3(channels + pixels, width, bias=True),
-            *(_Block(width, width * expand) for _ in range(blocks)),
+            *(_Block(width) for _ in range(blocks)),
             _zero(nn.Conv2d(width, pixels, 1)),
             nn.PixelShuffle(self._PATCH),
         )
@@ -147,12 +145,12 @@ class ResidualAutoencoder(Autoencoder):
 
 
 class _Block(nn.Module):
-    """x + W₁ gelu(W₃ x): a 3×3 and a 1×1 convolution, the latter zero at first. hidden: channels between them."""
+    """x + W₁ gelu(W₃ x): a 3×3 and a 1×1 convolution, the latter zero at first."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.spatial = Conv3x3(width, hidden, bias=True)
-        self.pointwise = _zero(nn.Conv2d(hidden, width, 1))
+        self.spatial = Conv3x3(width, width, bias=True)
+        self.pointwise = _zero(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pointwise(F.gelu(self.spatial(x)))

@@ -79,7 +79,7 @@ AUTOENCODERS: dict[RecipeName, Recipe] = {
         flip="random",
     ),
     "best": Recipe(
-        epochs=80,
+        epochs=60,
         batch_size=1024,
         optimizer="muon",
         lr=0.02,
@@ -88,7 +88,7 @@ AUTOENCODERS: dict[RecipeName, Recipe] = {
         schedule="cosine",
         flip="random",
         crop=2,
-        model={"width": 224, "expand": 2},
+        model={"width": 256, "blocks": 6},
     ),
 }
 

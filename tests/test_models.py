@@ -363,15 +363,6 @@ def test_a_gpu_pools_as_pytorch_does_where_kernels_cannot_be_built(monkeypatch: 
     assert _gpu_pool.__wrapped__(torch.device("cuda")) is None
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, of what it looks at
-def test_the_pool_can_be_compiled() -> None:
-    pool, compiled = MaxPool2x2(), torch.compile(MaxPool2x2(), backend="aot_eager")  # needs no C++ compiler
-    for side in (7, 8, 9):  # from the second side on, sizes are symbols
-        x = torch.randn(3, 4, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
-        grad = torch.randn(3, 4, side // 2, side // 2)
-        assert torch.equal(torch.autograd.grad(compiled(x), x, grad)[0], torch.autograd.grad(pool(x), x, grad)[0])
-
-
 def test_whitening_makes_patches_uncorrelated() -> None:
     model = Airbench()
     model.initialize(IMAGES)

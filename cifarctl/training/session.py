@@ -123,8 +123,6 @@ def _train(
     if not ranks.is_main:
         run = RunDir.opened(out)
     objective = _objective(options, model, recipe, precision, train_set, teacher)
-    if options.compile:
-        model.compile()
     resumed = run.checkpoint.exists()
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield Started(
@@ -219,6 +217,8 @@ def _load(options: TrainOptions, config_then: dict[str, Any], device: torch.devi
         if changes is None:
             source.check_early_split()
             remarks += (f"{source.name}: the run noted nothing to compare its data with, so it may have changed",)
+        if config_then["options"].get("compile"):
+            remarks += ("the run was started with --compile, which this version does not have: it goes on without",)
     train, val = (source.load(split).to(device) for split in ("train", "val"))
     return _Data(train, val, source.load("test"), description, remarks)
 

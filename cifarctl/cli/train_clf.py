@@ -9,6 +9,7 @@ from cifarctl import models
 from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_arch, complete_model
 from cifarctl.cli.output import Output
+from cifarctl.startup import large_imports, wake_gpu
 from cifarctl.training.recipes import ClassifierRecipe, ClassWeights
 
 
@@ -99,8 +100,10 @@ def train_clf(
       cifarctl train-clf --recipe best --out runs/best
       cifarctl train-clf --encoder runs/ae --out runs/head
     """
-    from cifarctl.cli.training import recipe_overrides, run_training
-    from cifarctl.training.options import TrainOptions
+    wake_gpu(device)
+    with large_imports():
+        from cifarctl.cli.training import recipe_overrides, run_training
+        from cifarctl.training.options import TrainOptions
 
     run_training(
         context,

@@ -81,15 +81,17 @@ def load_gpu_libraries(gpu: "torch.device") -> threading.Thread:
 
 def import_beside(modules: Iterable[str]) -> None:
     """Import `modules` in a thread, for whoever needs them later. What fails here fails there again."""
+    missing = [module for module in modules if module not in sys.modules]
 
     def load() -> None:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
         try:
-            for module in modules:
+            for module in missing:
                 with suppress(Exception):
                     importlib.import_module(module)
         finally:
             sys.setswitchinterval(interval)
 
-    threading.Thread(target=load).start()
+    if missing:
+        threading.Thread(target=load).start()

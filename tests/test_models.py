@@ -470,3 +470,24 @@ def test_pca_is_the_best_linear_reconstruction() -> None:
     # Clamping to [0, 1] can only help.
     found = psnr(pca_reconstruct(images, images, 20), images)
     assert -10 * math.log10(mse) - 1e-3 <= found < -10 * math.log10(mse) + 0.5
+
+
+class FullGpu(Airbench):
+    """Has memory for `fits` images at a time."""
+
+    fits = 300
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+
+def test_batches_that_a_gpu_has_no_memory_for_are_halved() -> None:
+    model = FullGpu(widths=(24, 24, 24)).eval()
+    images = torch.randint(256, (700, 3, 32, 32), dtype=torch.uint8)
+    logits = predict_logits(model, images, batch_size=2500)
+    assert torch.allclose(logits, predict_logits(model, images), atol=1e-4)
+    model.fits = 100  # less than a batch has elsewhere
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_logits(model, images, batch_size=2500)

@@ -178,13 +178,15 @@ class TensorBoardLog:
         self._writer.add_image(tag, make_grid(floats, nrow=columns), epoch)
 
     def log_picture(self, tag: str, picture: Path, epoch: int) -> None:
-        """A PNG file."""
-        import numpy as np
+        """A PNG file, as it is."""
         from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         with Image.open(picture, formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        self._writer.add_image(tag, pixels, epoch, dataformats="HWC")
+            size = {"width": image.width, "height": image.height, "colorspace": len(image.getbands())}
+        value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=picture.read_bytes(), **size))
+        # `add_image` takes pixels, and would encode them again.
+        self._writer._get_file_writer().add_summary(Summary(value=[value]), epoch)
 
     def close(self) -> None:
         """Write what is pending."""

@@ -80,8 +80,8 @@ class RunDir:
     @staticmethod
     def _is_unfinished(path: Path) -> bool:
         """Whether a run was started at `path` that has not ended; it may have no checkpoint yet."""
-        has_begun, has_ended = ((path / name).exists() for name in ("config.json", "summary.json"))
-        return (path / "checkpoint.safetensors").exists() or (has_begun and not has_ended)
+        has_ended = all((path / name).exists() for name in ("model.safetensors", "summary.json"))
+        return (path / "checkpoint.safetensors").exists() or ((path / "config.json").exists() and not has_ended)
 
     def _check_resumable(self) -> None:
         if not self.config.exists():

@@ -303,10 +303,9 @@ def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precisi
 
 def _needed_later(options: TrainOptions) -> list[str]:
     """The modules that a run imports after its start, in that order."""
-    first = ["triton.language"] if options.kind == "classifier" else []
     board = ["torch.utils.tensorboard"] if options.tensorboard else []
     measuring = ["torchvision.utils", "torchmetrics.functional.image"] if options.kind == "autoencoder" else []
-    return [*first, *board, *measuring, "cifarctl.plots"]
+    return ["triton.language", *board, *measuring, "cifarctl.plots"]
 
 
 def _versions() -> dict[str, str]:

@@ -363,15 +363,6 @@ def test_a_gpu_pools_as_pytorch_does_where_kernels_cannot_be_built(monkeypatch: 
     assert _gpu_pool.__wrapped__(torch.device("cuda")) is None
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own, of what it looks at
-def test_the_pool_can_be_compiled() -> None:
-    pool, compiled = MaxPool2x2(), torch.compile(MaxPool2x2(), backend="aot_eager")  # needs no C++ compiler
-    for side in (7, 8, 9):  # from the second side on, sizes are symbols
-        x = torch.randn(3, 4, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
-        grad = torch.randn(3, 4, side // 2, side // 2)
-        assert torch.equal(torch.autograd.grad(compiled(x), x, grad)[0], torch.autograd.grad(pool(x), x, grad)[0])
-
-
 def test_whitening_makes_patches_uncorrelated() -> None:
     model = Airbench()
     model.initialize(IMAGES)
@@ -479,3 +470,24 @@ def test_pca_is_the_best_linear_reconstruction() -> None:
     # Clamping to [0, 1] can only help.
     found = psnr(pca_reconstruct(images, images, 20), images)
     assert -10 * math.log10(mse) - 1e-3 <= found < -10 * math.log10(mse) + 0.5
+
+
+class FullGpu(Airbench):
+    """Has memory for `fits` images at a time."""
+
+    fits = 300
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        if len(features) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().classify(features)
+
+
+def test_batches_that_a_gpu_has_no_memory_for_are_halved() -> None:
+    model = FullGpu(widths=(24, 24, 24)).eval()
+    images = torch.randint(256, (700, 3, 32, 32), dtype=torch.uint8)
+    logits = predict_logits(model, images, batch_size=2500)
+    assert torch.allclose(logits, predict_logits(model, images), atol=1e-4)
+    model.fits = 100  # less than a batch has elsewhere
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_logits(model, images, batch_size=2500)

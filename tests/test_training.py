@@ -200,6 +200,23 @@ class TestResume:
         assert nameless.code == 2
         assert "--out" in nameless.err
 
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_a_run_of_a_version_that_had_compile_goes_on_without(
+        self, cifarctl: Cifarctl, tmp_path: Path, compiled: bool
+    ) -> None:
+        process = start(*MLP, "--out", tmp_path / "run")
+        wait_for_line(process, "epoch 1/2")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        path = tmp_path / "run" / "config.json"
+        config = json.loads(path.read_text())
+        config["options"]["compile"] = compiled
+        path.write_text(json.dumps(config))
+        done = cifarctl("train-clf", "--out", tmp_path / "run", "--resume")
+        assert done.code == 0, done.err
+        assert ("was started with --compile" in done.err) == compiled
+        assert "compile" not in json.loads(path.read_text())["options"]
+
     def test_a_damaged_checkpoint_is_one_line(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         process = start(*MLP, "--out", tmp_path / "run")
         wait_for_line(process, "epoch 1/2")

@@ -167,9 +167,6 @@ ValSize = Annotated[
 Limit = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Train on so many images only.", rich_help_panel=DATA_PANEL)
 ]
-Compile = Annotated[
-    bool, typer.Option("--compile/--no-compile", metavar="", help="Use torch.compile.", rich_help_panel=RUN_PANEL)
-]
 Out = Annotated[
     Path | None,
     typer.Option(

@@ -8,6 +8,7 @@ from cifarctl import models
 from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_arch
 from cifarctl.cli.output import Output
+from cifarctl.startup import large_imports, wake_gpu
 from cifarctl.training.recipes import AutoencoderRecipe
 
 
@@ -48,7 +49,6 @@ def train_ae(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
-    compile: opt.Compile = False,
     out: opt.Out = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
@@ -64,8 +64,10 @@ def train_ae(
       cifarctl train-ae
       cifarctl train-ae --latent-dim 128 --out runs/ae128
     """
-    from cifarctl.cli.training import recipe_overrides, run_training
-    from cifarctl.training.options import TrainOptions
+    wake_gpu(device)
+    with large_imports():
+        from cifarctl.cli.training import recipe_overrides, run_training
+        from cifarctl.training.options import TrainOptions
 
     run_training(
         context,
@@ -82,7 +84,6 @@ def train_ae(
             limit=limit,
             device=device,
             precision=precision,
-            compile=compile,
             tensorboard=tensorboard,
         ),
         out,

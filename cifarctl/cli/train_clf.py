@@ -9,6 +9,7 @@ from cifarctl import models
 from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_arch, complete_model
 from cifarctl.cli.output import Output
+from cifarctl.startup import large_imports, wake_gpu
 from cifarctl.training.recipes import ClassifierRecipe, ClassWeights
 
 
@@ -82,7 +83,6 @@ def train_clf(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
-    compile: opt.Compile = False,
     out: opt.Out = None,
     resume: opt.Resume = False,
     overwrite: opt.Overwrite = False,
@@ -100,8 +100,10 @@ def train_clf(
       cifarctl train-clf --recipe best --out runs/best
       cifarctl train-clf --encoder runs/ae --out runs/head
     """
-    from cifarctl.cli.training import recipe_overrides, run_training
-    from cifarctl.training.options import TrainOptions
+    wake_gpu(device)
+    with large_imports():
+        from cifarctl.cli.training import recipe_overrides, run_training
+        from cifarctl.training.options import TrainOptions
 
     run_training(
         context,
@@ -128,7 +130,6 @@ def train_clf(
             limit=limit,
             device=device,
             precision=precision,
-            compile=compile,
             tensorboard=tensorboard,
         ),
         out,

@@ -68,7 +68,7 @@ def run_training(
 
 
 # What may be given anew to --resume: where files lie, which are compared with the run's, and how to compute.
-_ANEW = frozenset({"data_dir", "device", "precision", "compile", "tensorboard"})
+_ANEW = frozenset({"data_dir", "device", "precision", "tensorboard"})
 
 
 def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOptions") -> "TrainOptions":

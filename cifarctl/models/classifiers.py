@@ -67,7 +67,8 @@ class Airbench(Classifier):
             sample = torch.cat([self.normalize(self.features(chunk)) for chunk in images[:5000].split(500)])
         sample = sample.to(algebra_device(sample.device))
         patches = sample.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
-        eigenvalues, eigenvectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        covariance = (patches.T @ patches / len(patches)).cpu()  # a GPU's library would be loaded for this alone
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
         with torch.no_grad():
             self.whiten.weight.copy_(torch.cat((filters, -filters)))

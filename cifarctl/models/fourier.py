@@ -82,11 +82,8 @@ def fourier_conv_pays(x: Tensor, weight: Tensor) -> bool:
     Not without the library whose batches of small products it is made of. Nor for few images, since the filters'
     transforms cost as much for one as for a thousand, nor for large ones with few channels, since their own transforms
     cost more than the products save: 24->64 at 31×31, say. Nor in bf16 with AMX, which multiplies five times as fast
-    and moves data no faster; that is not measured. Nor under torch.compile, which would work out the transforms'
-    matrices, number by number, in every graph.
+    and moves data no faster; that is not measured.
     """
-    if torch.compiler.is_compiling():
-        return False
     if x.dtype == torch.bfloat16:
         has_products = torch.backends.mkldnn.is_available() and hardware.cpu_bf16() == "avx512"
     else:

@@ -47,7 +47,7 @@ def cast_for_autocast(weights: Sequence[Tensor]) -> list[Tensor | None]:
     device = weights[0].device
     if device.type == "cuda" and torch.is_autocast_enabled("cuda") and torch.is_grad_enabled():
         dtype = torch.get_autocast_dtype("cuda")
-        if not torch.compiler.is_compiling() and all(weight.dtype == torch.float32 for weight in weights):
+        if all(weight.dtype == torch.float32 for weight in weights):
             return list(_CastTogether.apply(dtype, *weights))
     return [None] * len(weights)
 
@@ -74,6 +74,5 @@ def _trains_with_kernels(layer: nn.Module, x: Tensor) -> bool:
         and layer.training
         and torch.is_grad_enabled()
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and not torch.compiler.is_compiling()
         and runs_kernels(x.device)
     )

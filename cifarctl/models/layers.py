@@ -131,7 +131,7 @@ class MaxPool2x2(nn.Module):
         if not torch.is_grad_enabled():
             return F.max_pool2d(x, 2)
         if x.device.type != "cpu":
-            fused = None if torch.compiler.is_compiling() else _gpu_pool(x.device)
+            fused = _gpu_pool(x.device)
             return fused(x) if fused else F.max_pool2d(x, 2)
         if self._grad is None or self._grad.shape != x.permute(0, 2, 3, 1).shape or self._grad.dtype != x.dtype:
             # Zeros: an odd last row or column is in no window, and no step writes to it.

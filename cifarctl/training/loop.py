@@ -31,6 +31,9 @@ from cifarctl.training.signals import deferred_signals, interrupted
 _LOOK_STEPS = 50
 # After so many seconds without one, there is a checkpoint inside an epoch.
 _CHECKPOINT_SECONDS = 60.0
+# Between epochs there is one if the last is older than so many seconds, by type of device; elsewhere after every epoch.
+# A GPU's epoch took 0.25 s, and writing files after it as long.
+_EPOCH_CHECKPOINT_SECONDS = {"cuda": 5.0}
 # What processes ask of each other: to save now, or, as a signal's number, to save and stop.
 _SAVE = 1
 
@@ -55,16 +58,17 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One epoch, validated and checkpointed.
+    """One epoch, validated.
 
-    history: every epoch's record so far; the last is this one's. epochs: how many
-    there will be. weights: what was validated, by tensor name.
+    history: every epoch's record so far; the last is this one's. epochs: how many there will be. weights: what was
+    validated, by tensor name. is_saved: whether the checkpoint is of this epoch's end.
     """
 
     history: list[Record]
     epochs: int
     weights: dict[str, Tensor]
     is_best: bool
+    is_saved: bool
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,12 @@ def fit(
     """Train `model` in place and leave the best epoch's weights (by `objective.metric` on `val`) in it. The last event
     is Fitted.
 
-    The state is saved to `checkpoint` after every epoch, every minute inside one, and on SIGINT and SIGTERM; where that
-    file exists, training goes on from it and ends with the same bits as without the break. Batches, augmentation and
-    dropout depend on (seed, step, rank) alone. data: what `Source.describe` says of it; a checkpoint of other data is
-    refused. Each of several `ranks` takes its share of every batch, and the first
-    one saves. Raises Interrupted after a signal, TrainingError where a step fails or the loss is not finite, OSError
-    where the checkpoint cannot be written, ProcessLostError where another rank has ended.
+    The state is saved to `checkpoint` after every epoch (on a GPU, if the last time was five seconds ago), every minute
+    inside one, and on SIGINT and SIGTERM; if that file exists, training goes on from it and ends with the same bits as
+    without the break. Batches, augmentation and dropout depend on (seed, step, rank) alone. data: what
+    `Source.describe` says of it; a checkpoint of other data is refused. Each of several `ranks` takes its share of
+    every batch, and the first one saves. Raises Interrupted after a signal, TrainingError where a step fails or the
+    loss is not finite, OSError where the checkpoint cannot be written, ProcessLostError where another rank has ended.
     """
     device = train.images.device
     model = model.to(memory_format=memory_format(device))
@@ -187,8 +191,9 @@ def fit(
         position = {"epoch": epoch, "step": state.step, "seconds": round(state.seconds, 3)}
         state.history.append({**position, **measured, **on_val})
         state.loss_sum.zero_()
-        save()
-        return EpochDone(list(state.history), recipe.epochs, weights, is_best)
+        if is_due := time.perf_counter() - saved >= _EPOCH_CHECKPOINT_SECONDS.get(device.type, 0.0):
+            save()
+        return EpochDone(list(state.history), recipe.epochs, weights, is_best, is_saved=is_due)
 
     with deferred_signals() as received:
         if model.useful_untrained and not state.history:
@@ -231,13 +236,16 @@ def fit(
 
             agree()
             images_per_second = (steps_an_epoch - first) * batch_size / (state.seconds - seconds_before)
-            yield validated(
+            done = validated(
                 epoch + 1,
                 train_loss=state.loss_sum.item() / steps_an_epoch,
                 learning_rate=recipe.lr * learning_rate_factor(recipe, state.step / steps),
                 images_per_second=round(images_per_second, 1),
             )
+            yield done
             if (requested := int(ranks.average([state.loss_sum], request()))) > _SAVE:
+                if not done.is_saved:
+                    save()
                 raise interrupted(requested, state.step, steps, checkpoint)
     final = state.ema or _copy(model)
     model.load_state_dict(state.best)

@@ -17,6 +17,8 @@ from cifarctl.training.recipes import Recipe, RecipeName
 
 # Options that do not change what is learnt, or are spelled otherwise on the command line.
 _NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard"})
+# Options that runs of cifarctl 0.2 have. They said how to compute, not what.
+_GONE = frozenset({"compile"})
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,6 @@ class TrainOptions:
     limit: int | None = None
     device: Device = "auto"
     precision: Precision = "auto"
-    compile: bool = False
     tensorboard: bool = True
 
     @property
@@ -102,9 +103,9 @@ class TrainOptions:
         """The options in a run's `config.json`, at `path`. Raises RunDirError."""
         options = config.get("options")
         known = {option.name for option in fields(cls)}
-        if not isinstance(options, dict) or set(options) - known or "kind" not in options:
+        if not isinstance(options, dict) or set(options) - known - _GONE or "kind" not in options:
             raise RunDirError(f"{path}: its options are not those of this version ({cifarctl.__version__})")
-        return cls(**options)
+        return cls(**{name: value for name, value in options.items() if name not in _GONE})
 
 
 def check(options: TrainOptions) -> None:

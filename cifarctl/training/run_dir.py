@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cifarctl import weights
 from cifarctl.errors import RunDirError
 from cifarctl.files import remove_temporary, write_text
 from cifarctl.training.checkpoint import Record
+
+if TYPE_CHECKING:
+    from cifarctl.training.loop import EpochDone
 
 
 class RunDir:
@@ -62,7 +66,7 @@ class RunDir:
             raise RunDirError(f"{path}: a file, not a folder", hint="--out takes a folder")
         taken = cls._taken(path)
         if taken and not overwrite:
-            unfinished = (path / "checkpoint.safetensors").exists()
+            unfinished = cls._is_unfinished(path)
             hint = "--overwrite replaces it, --out takes another"
             raise RunDirError(
                 f"{path}: already holds {'an unfinished' if unfinished else 'a'} run ({taken[0].name})",
@@ -73,10 +77,16 @@ class RunDir:
     def _taken(cls, path: Path) -> list[Path]:
         return [path / name for name in cls._FILES if (path / name).exists()]
 
+    @staticmethod
+    def _is_unfinished(path: Path) -> bool:
+        """Whether a run was started at `path` that has not ended; it may have no checkpoint yet."""
+        has_ended = all((path / name).exists() for name in ("model.safetensors", "summary.json"))
+        return (path / "checkpoint.safetensors").exists() or ((path / "config.json").exists() and not has_ended)
+
     def _check_resumable(self) -> None:
         if not self.config.exists():
             raise RunDirError(f"{self.path}: holds no run to resume")
-        if self.model.exists() and not self.checkpoint.exists():
+        if not self._is_unfinished(self.path):
             raise RunDirError(f"{self.path}: this run has finished", hint="--overwrite trains anew")
 
     def read_config(self) -> dict[str, Any]:
@@ -96,6 +106,34 @@ class RunDir:
     def write_history(self, history: list[Record]) -> None:
         """Replace `metrics.jsonl`: one line an epoch."""
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
+
+
+class EpochFiles:
+    """What epochs leave in a run's folder: `metrics.jsonl`, `last.safetensors` and, of the best, `model.safetensors`.
+    They are written when the checkpoint is, so that they agree with it.
+    """
+
+    def __init__(self, run: RunDir, info: weights.ModelInfo) -> None:
+        self._run, self._info = run, info
+        self._last: EpochDone | None = None
+        self._best: EpochDone | None = None
+
+    def add(self, epoch: "EpochDone") -> None:
+        """Note one more epoch, and write the files if it is in the checkpoint. Raises OSError."""
+        self._last = epoch
+        if epoch.is_best:
+            self._best = epoch
+        if epoch.is_saved:
+            self.write()
+
+    def write(self) -> None:
+        """Write the files of the epochs since the last time. Raises OSError."""
+        if self._last:
+            self._run.write_history(self._last.history)
+            weights.save(self._run.last, self._last.weights, self._info)
+        if self._best:
+            weights.save(self._run.model, self._best.weights, self._info)
+        self._last = self._best = None
 
 
 def read_history(model: Path) -> list[Record]:
@@ -140,13 +178,15 @@ class TensorBoardLog:
         self._writer.add_image(tag, make_grid(floats, nrow=columns), epoch)
 
     def log_picture(self, tag: str, picture: Path, epoch: int) -> None:
-        """A PNG file."""
-        import numpy as np
+        """A PNG file, as it is."""
         from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         with Image.open(picture, formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        self._writer.add_image(tag, pixels, epoch, dataformats="HWC")
+            size = {"width": image.width, "height": image.height, "colorspace": len(image.getbands())}
+        value = Summary.Value(tag=tag, image=Summary.Image(encoded_image_string=picture.read_bytes(), **size))
+        # `add_image` takes pixels, and would encode them again.
+        self._writer._get_file_writer().add_summary(Summary(value=[value]), epoch)
 
     def close(self) -> None:
         """Write what is pending."""

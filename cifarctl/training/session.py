@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 import cifarctl
-from cifarctl import models, plots, weights
+from cifarctl import models, weights
 from cifarctl.data import Dataset
 from cifarctl.data.fingerprint import describe_changes
 from cifarctl.distributed import Ranks, join_ranks, local_device
-from cifarctl.errors import ChangedDataError, RunDirError
+from cifarctl.errors import ChangedDataError, Interrupted, RunDirError, TrainingError
 from cifarctl.evaluation import (
     AutoencoderReport,
     ClassifierReport,
@@ -29,6 +29,7 @@ from cifarctl.hardware import Precision, reuse_memory, select_device, select_pre
 from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.models.classifiers import MLP
+from cifarctl.startup import import_beside, load_gpu_libraries
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import Encoding, EpochDone, Fitted, StepDone, fit
 from cifarctl.training.objectives import (
@@ -42,7 +43,7 @@ from cifarctl.training.objectives import (
 )
 from cifarctl.training.options import TrainOptions, check
 from cifarctl.training.recipes import Recipe
-from cifarctl.training.run_dir import RunDir, TensorBoardLog
+from cifarctl.training.run_dir import EpochFiles, RunDir, TensorBoardLog
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ def _train(
     recipe = options.settings
     if device.type == "cpu":
         reuse_memory()
+    libraries = load_gpu_libraries(device) if device.type == "cuda" else None
+    if libraries:
+        import_beside(_needed_later(options))
     config_then = RunDir.opened(out).read_config() if resume else {}
     data = _load(options, config_then, device)
     train_set, val_set = data.train, data.val
@@ -123,8 +127,6 @@ def _train(
     if not ranks.is_main:
         run = RunDir.opened(out)
     objective = _objective(options, model, recipe, precision, train_set, teacher)
-    if options.compile:
-        model.compile()
     resumed = run.checkpoint.exists()
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield Started(
@@ -147,7 +149,10 @@ def _train(
         data.description,
         training={"command": options.command, "versions": _versions()},
     )
+    if libraries:
+        libraries.join()
     board: TensorBoardLog | None = None
+    files = EpochFiles(run, info)
     try:
         for event in fit(
             model,
@@ -176,15 +181,16 @@ def _train(
                 break
             if isinstance(event, EpochDone):
                 epoch = int(event.history[-1]["epoch"])
-                run.write_history(event.history)
-                weights.save(run.last, event.weights, info)
-                if event.is_best:
-                    weights.save(run.model, event.weights, info)
+                files.add(event)
                 if options.tensorboard:
                     board = board or TensorBoardLog(run.path, purge_step=epoch)
                     board.log_scalars(event.history[-1])
                     _log_sample(board, model, val_set, epoch, precision)
             yield event
+    except (Interrupted, TrainingError):
+        if ranks.is_main:
+            files.write()
+        raise
     finally:
         if board:
             board.close()
@@ -219,6 +225,8 @@ def _load(options: TrainOptions, config_then: dict[str, Any], device: torch.devi
         if changes is None:
             source.check_early_split()
             remarks += (f"{source.name}: the run noted nothing to compare its data with, so it may have changed",)
+        if config_then.get("options", {}).get("compile"):
+            remarks += ("the run was started with --compile, which this version does not have: it goes on without",)
     train, val = (source.load(split).to(device) for split in ("train", "val"))
     return _Data(train, val, source.load("test"), description, remarks)
 
@@ -293,6 +301,13 @@ def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precisi
     }
 
 
+def _needed_later(options: TrainOptions) -> list[str]:
+    """The modules that a run imports after its start, in that order."""
+    board = ["torch.utils.tensorboard"] if options.tensorboard else []
+    measuring = ["torchvision.utils", "torchmetrics.functional.image"] if options.kind == "autoencoder" else []
+    return ["triton.language", *board, *measuring, "cifarctl.plots"]
+
+
 def _versions() -> dict[str, str]:
     return {"cifarctl": cifarctl.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
@@ -314,6 +329,8 @@ def _finish(
     fitted: Fitted,
 ) -> dict[str, Any]:
     """Measure the best epoch's model on the test split, and write the final files."""
+    from cifarctl import plots  # which imports Matplotlib: no step should wait for it
+
     test_set = data.test.to(data.train.images.device)
     report: AutoencoderReport | ClassifierReport
     if isinstance(model, Autoencoder):

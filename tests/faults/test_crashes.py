@@ -1,24 +1,29 @@
 """A training run that is killed, terminated, or out of disk or memory loses nothing that it had saved."""
 
+import json
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from cifarctl.cli import run
+from cifarctl import weights
+from cifarctl.cli import run, training
 from cifarctl.data import Dataset, Source
 from cifarctl.errors import TrainingError
 from cifarctl.files import atomic_path, write_text
 from cifarctl.training import loop
 from cifarctl.training.checkpoint import Record
-from cifarctl.training.loop import StepDone, fit
+from cifarctl.training.loop import EpochDone, StepDone, fit
 from cifarctl.training.objectives import Classification
 from cifarctl.training.recipes import Recipe
 from cifarctl.training.run_dir import RunDir
@@ -92,6 +97,80 @@ class TestKill:
             assert cifarctl(*RUN, "--out", broken).code == 1
         assert cifarctl("train-ae", "--out", broken, "--resume").code == 0
         assert model_bytes(broken) == model_bytes(whole)
+
+
+class TestQuickEpochs:
+    """Where epochs take less than writing files does, as on a GPU, they are not saved one by one."""
+
+    @pytest.fixture(autouse=True)
+    def _is_quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "_EPOCH_CHECKPOINT_SECONDS", {"cpu": 3600.0})
+
+    def stopped(
+        self, cifarctl: Cifarctl, monkeypatch: pytest.MonkeyPatch, out: Path, stop: Callable[[], None], *more: object
+    ) -> Result:
+        """A run that does `stop` when it has said how its third epoch went."""
+        line = training._epoch_line
+
+        def stops(event: EpochDone) -> str:
+            if event.history[-1]["epoch"] == 3:
+                stop()
+            return line(event)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "_epoch_line", stops)
+            return cifarctl(*RUN, "--out", out, *more)
+
+    def test_a_whole_run_leaves_the_same_files(self, cifarctl: Cifarctl, whole: Path, tmp_path: Path) -> None:
+        assert cifarctl(*RUN, "--out", tmp_path / "run").code == 0
+        assert model_bytes(tmp_path / "run") == model_bytes(whole)
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in whole.iterdir()}
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 10
+
+    @pytest.mark.needs("POSIX")
+    def test_a_signal_saves_all_of_them(
+        self, cifarctl: Cifarctl, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "run"
+        ended = self.stopped(cifarctl, monkeypatch, out, lambda: signal.raise_signal(signal.SIGTERM))
+        assert ended.code == 143
+        assert "the state is saved" in ended.error
+        epochs = [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        with safe_open(out / "checkpoint.safetensors", framework="pt") as file:
+            saved = json.loads(file.metadata()["position"])
+        assert epochs == [record["epoch"] for record in saved["history"]] == [1, 2, 3]
+        best = load_file(out / "model.safetensors")
+        kept = load_file(out / "checkpoint.safetensors")
+        assert all(torch.equal(tensor, kept[f"best.{name}"]) for name, tensor in best.items())
+        assert cifarctl("train-ae", "--out", out, "--resume").code == 0
+        assert model_bytes(out) == model_bytes(whole)
+
+    def test_a_kill_before_the_first_checkpoint_leaves_a_run_to_resume(
+        self, cifarctl: Cifarctl, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def die() -> None:
+            raise OSError("died")
+
+        out = tmp_path / "run"
+        assert self.stopped(cifarctl, monkeypatch, out, die).code == 1
+        assert {path.name for path in out.iterdir()} == {"config.json"}
+        again = cifarctl(*RUN, "--out", out)
+        assert "already holds an unfinished run" in again.error
+        assert "--resume" in again.err
+        assert cifarctl("train-ae", "--out", out, "--resume").code == 0
+        assert model_bytes(out) == model_bytes(whole)
+
+    def test_a_loss_that_is_not_finite_leaves_the_best_epoch(
+        self, cifarctl: Cifarctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def break_down() -> None:
+            monkeypatch.setattr(torch.Tensor, "backward", lambda loss, **_: loss.detach().fill_(math.nan))
+
+        out = tmp_path / "run"
+        ended = self.stopped(cifarctl, monkeypatch, out, break_down)
+        assert "no longer finite" in ended.error
+        assert weights.read_info(out / "model.safetensors").kind == "autoencoder"
+        assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def wait_for_temporary_file(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
     python .github/ship_pretrained.py RUN COMMIT
 
-COMMIT is the one that the run was trained on. Filters and matrices are stored as fp16, and the model is measured again
-as it is stored: its metadata says what it is, not what it was.
+COMMIT is the one that the run was trained on. Filters and matrices are stored as fp16, and the model is calibrated and
+measured again as it is stored: its metadata says what it is, not what it was.
 Data is read from where `cifarctl` finds it.
 """
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import cifarctl
 from cifarctl import weights
+from cifarctl.data import Source
 from cifarctl.files import PRETRAINED
+from cifarctl.training.calibration import calibrate
 
 LIMIT = 10_000_000
 
@@ -27,10 +29,14 @@ def main(run: Path, commit: str) -> None:
     weights.save(path, tensors, info)
 
     shipped = cifarctl.load(path, device="cpu")
+    if isinstance(shipped, cifarctl.LoadedClassifier):
+        calibrate(shipped.module, Source.trained_on(info.data, None, None).load("val"), "fp32")
+        tensors |= {name: shipped.module.state_dict()[name] for name in ("temperature", "smoothing")}
     report = cifarctl.evaluate(shipped)
     measured = {"n": report.n, **report.metrics}
-    if info.kind == "classifier":
-        measured["tta_accuracy"] = cifarctl.evaluate(shipped, tta=True).metrics["accuracy"]
+    if isinstance(shipped, cifarctl.LoadedClassifier):
+        with_views = cifarctl.evaluate(shipped, tta=True).metrics
+        measured |= {f"tta_{name}": with_views[name] for name in ("accuracy", "nll", "ece")}
     weights.save(path, tensors, replace(info, metrics={**info.metrics, "test": measured}))
     size = path.stat().st_size
     assert size <= LIMIT, f"{path}: {size:,} bytes"

@@ -22,7 +22,7 @@ def test_predict_answers_it_as_a_cat(cifarctl: Cifarctl) -> None:
     assert done.code == 0
     (answer,) = done.json
     assert (answer["path"], answer["label"]) == ("example", "cat")
-    assert answer["confidence"] > 0.9
+    assert answer["confidence"] > 0.5
 
 
 def test_reconstruct_draws_it(cifarctl: Cifarctl, tmp_path: Path) -> None:

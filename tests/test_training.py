@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shlex
 import signal
 import subprocess
 import sys
@@ -275,6 +276,20 @@ class TestSpeech:
             (("--recipe", "slow"), "--recipe"),
             (("--recipe", "best", "--arch", "mlp"), "--recipe best"),
             (("--teacher", "classifier", "--encoder", "autoencoder"), "--teacher"),
+            (("--set", "banana=1"), "there is no banana, only: epochs, "),
+            (("--set", "jitter"), "not FIELD=VALUE"),
+            (("--set", "optimizer=sgd"), "optimizer is 'sgd', not one of: airbench, muon, adamw"),
+            (("--set", "schedule=step"), "schedule is 'step'"),
+            (("--set", "flip=horizontal"), "flip is 'horizontal'"),
+            (("--set", "crop=1.5"), "crop is 1.5, not a whole number"),
+            (("--set", "jitter=NaN"), "jitter is nan, not a number"),
+            (("--set", "cutmix=2"), "cutmix is 2, not from 0 to 1"),
+            (("--set", "mixup=0.7", "--set", "cutmix=0.5"), "more than 1 together"),
+            (("--set", "epochs=2", "--epochs", 3), "epochs is set twice"),
+            (("--set", "model=3"), "model.NAME"),
+            (("--set", "model.depht=3"), "airbench has no argument depht, only: widths, depth, "),
+            (("--set", "model.classes=3"), "no argument classes"),
+            (("--set", "model.widths=24,32"), "widths has 2 values"),
         ],
     )
     def test_wrong_usage_is_one_line_and_exit_2(
@@ -284,6 +299,34 @@ class TestSpeech:
         assert done.code == 2
         assert says in done.error
         assert not (tmp_path / "run").exists()
+
+    def test_every_value_of_a_recipe_can_be_set_and_the_command_says_so(
+        self, cifarctl: Cifarctl, tmp_path: Path
+    ) -> None:
+        few = ("--data", "synthetic", "--limit", 100, "--val-size", 20, "--epochs", 1, "--batch-size", 50)
+        values = (
+            "--set",
+            "model.widths=24,24,32",
+            "--set",
+            "flip=random",
+            "--set",
+            "cutout=8",
+            "--set",
+            "sides=[[0.5,16]]",
+        )
+        assert cifarctl("train-clf", *few, *values, "--out", tmp_path / "a").code == 0
+        recipe = json.loads((tmp_path / "a" / "config.json").read_text())["recipe"]
+        assert (recipe["flip"], recipe["cutout"], recipe["sides"]) == ("random", 8, [[0.5, 16]])
+        info = weights.read_info(tmp_path / "a" / "model.safetensors")
+        assert (info.config["widths"], info.config["depth"]) == ([24, 24, 32], [2, 3, 3])
+        again = shlex.split(info.training["command"])[1:]
+        assert cifarctl(*again, "--out", tmp_path / "b").code == 0
+        assert model_bytes(tmp_path / "a") == model_bytes(tmp_path / "b")
+
+        (tmp_path / "a" / "model.safetensors").unlink()  # as if it had not finished
+        other = cifarctl("train-clf", "--out", tmp_path / "a", "--resume", "--set", "cutout=9")
+        assert other.code == 2
+        assert "--set cutout: the run was started with 8" in other.error
 
     @pytest.mark.thorough
     def test_the_best_recipe_builds_the_larger_model(self, cifarctl: Cifarctl, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 from cifarctl import models
+from cifarctl.training.recipes import Recipe
 
 _DATA = ("cifar10", "cifar100", "synthetic")
 
@@ -30,6 +32,11 @@ def complete_data(incomplete: str) -> list[str]:
 def complete_arch(kind: models.Kind) -> Callable[[str], list[str]]:
     """The registered models of a kind."""
     return lambda incomplete: [name for name in models.names(kind) if name.startswith(incomplete)]
+
+
+def complete_field(incomplete: str) -> list[str]:
+    """The fields of a training recipe."""
+    return [f"{field.name}=" for field in fields(Recipe) if field.name.startswith(incomplete)]
 
 
 def _starting_with(incomplete: str) -> list[Path]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cifarctl.cli.completion import complete_data, complete_model
+from cifarctl.cli.completion import complete_data, complete_field, complete_model
 from cifarctl.cli.output import Output
 from cifarctl.hardware import Device as DeviceName
 from cifarctl.hardware import Precision as PrecisionName
@@ -127,6 +127,16 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Images a step.", rich_help_panel=TRAINING_PANEL)
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        autocompletion=complete_field,
+        help="Any other value of the recipe, model.NAME for the model's arguments. May be given several times.",
+        rich_help_panel=TRAINING_PANEL,
+    ),
 ]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", min=0.0, metavar="X", help="Peak learning rate.", rich_help_panel=TRAINING_PANEL)

@@ -46,6 +46,7 @@ def train_ae(
     lr: opt.LearningRate = None,
     weight_decay: opt.WeightDecay = None,
     ema: opt.Ema = None,
+    assignments: opt.Assignments = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
@@ -80,7 +81,9 @@ def train_ae(
             arch=arch,
             latent_dim=latent_dim,
             recipe=recipe,
-            overrides=recipe_overrides(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, ema=ema),
+            overrides=recipe_overrides(
+                assignments, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, ema=ema
+            ),
             limit=limit,
             device=device,
             precision=precision,

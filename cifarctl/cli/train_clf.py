@@ -80,6 +80,7 @@ def train_clf(
         ),
     ] = None,
     ema: opt.Ema = None,
+    assignments: opt.Assignments = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
@@ -119,6 +120,7 @@ def train_clf(
             teacher=str(teacher) if teacher else None,
             recipe=recipe,
             overrides=recipe_overrides(
+                assignments,
                 epochs=epochs,
                 batch_size=batch_size,
                 lr=lr,

@@ -1,5 +1,6 @@
 """What `train-ae` and `train-clf` share: from options to a run, and a run's events to the terminal."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def run_training(
             RunDir.check_free(out, overwrite=overwrite)
     check(options)
     remark_unproven(options.device, output)
+    _remark_slow(options, output)
     ensure_data(options.source, output, offline=offline)
     try:
         with raised_signals():
@@ -65,6 +67,19 @@ def run_training(
             error.hint = error.hint or f"go on with: {again}"
         raise
     output.result(summary, lambda: _summary_table(summary))
+
+
+def _remark_slow(options: "TrainOptions", output: Output) -> None:
+    """Say how long a recipe that is made for a GPU takes without one."""
+    from cifarctl.hardware import select_device
+    from cifarctl.training.recipes import CPU_HOURS_AN_EPOCH
+
+    hours = CPU_HOURS_AN_EPOCH.get((options.kind, options.recipe), 0.0) * options.settings.epochs
+    if hours >= 1 and not options.limit and select_device(options.device).type == "cpu":
+        output.status(
+            f"--recipe {options.recipe} takes about {hours:.0f} hours on two cores, and minutes on a GPU. "
+            "Ctrl-C saves the run, and --resume goes on with it"
+        )
 
 
 # What may be given anew to --resume: where files lie, which are compared with the run's, and how to compute.
@@ -87,18 +102,26 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
     if Source(given.data).is_folder and Source(stored.data).is_folder:
         allowed.add("data")
     allowed |= {model for model in ("encoder", "teacher") if getattr(stored, model)}
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE" or value(given, name) == value(stored, name):
+    names = [name for name in context.params if _is_given(context, name)]
+    if "assignments" in names:
+        names += [*(given.overrides or {})]
+    for name in names:
+        if value(given, name) == value(stored, name):
             continue
         if name in allowed:
             anew[name] = value(given, name)
         else:
+            option = f"--set {name}" if name in (given.overrides or {}) and name not in context.params else f"--{name}"
             raise UsageError(
-                f"--{name.replace('_', '-')}: the run was started with {value(stored, name)}",
+                f"{option.replace('_', '-')}: the run was started with {value(stored, name)}",
                 hint="leave the option out to resume, or start another run",
             )
     return replace(stored, **anew)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
@@ -217,6 +240,27 @@ def _summary_table(summary: dict[str, Any]) -> "RenderableType":
     )
 
 
-def recipe_overrides(**values: Any) -> dict[str, Any]:
-    """The fields of the recipe that the command line sets."""
-    return {name: value for name, value in values.items() if value is not None}
+def recipe_overrides(assignments: list[str] | None, **values: Any) -> dict[str, Any]:
+    """The fields of the recipe that the command line sets. assignments: FIELD=VALUE, with JSON values, numbers between
+    commas, or words. Raises UsageError.
+    """
+    overrides = {name: value for name, value in values.items() if value is not None}
+    for assignment in assignments or ():
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment}: not FIELD=VALUE", hint="for example --set jitter=0.3")
+        group, _, field = name.partition(".")
+        fields, key = (overrides.setdefault("model", {}), field) if group == "model" and field else (overrides, name)
+        if key in fields:
+            raise UsageError(f"--set {assignment}: {name} is set twice")
+        fields[key] = _value(text)
+    return overrides
+
+
+def _value(text: str) -> Any:
+    for spelling in (text, f"[{text}]"):
+        try:
+            return json.loads(spelling)
+        except (ValueError, RecursionError):
+            continue
+    return text

@@ -1,6 +1,7 @@
 """The registry of models by name. Importing it imports no torch; building a model does."""
 
 import importlib
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +51,16 @@ def build(name: str, **config: Any) -> "nn.Module":
     `config` is plain JSON, the arguments of the model's class. Raises KeyError on an unknown name, TypeError or
     ValueError on arguments that the model does not take.
     """
-    spec = REGISTRY[name]
-    model: nn.Module = getattr(importlib.import_module(f"cifarctl.models.{spec.module}"), spec.class_name)(**config)
+    model: nn.Module = _class_of(name)(**config)
     return model
+
+
+def arguments(name: str) -> list[str]:
+    """What `build` takes for the registered `name`."""
+    return list(inspect.signature(_class_of(name)).parameters)
+
+
+def _class_of(name: str) -> "type[nn.Module]":
+    spec = REGISTRY[name]
+    found: type[nn.Module] = getattr(importlib.import_module(f"cifarctl.models.{spec.module}"), spec.class_name)
+    return found

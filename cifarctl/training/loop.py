@@ -34,6 +34,8 @@ _CHECKPOINT_SECONDS = 60.0
 # Between epochs there is one if the last is older than so many seconds, by type of device; elsewhere after every epoch.
 # A GPU's epoch took 0.25 s, and writing files after it as long.
 _EPOCH_CHECKPOINT_SECONDS = {"cuda": 5.0}
+# And by so many times as long as writing that one took: the 400 MB of `train-clf --recipe max` take a second or two.
+_CHECKPOINT_PAUSES = 20
 # What processes ask of each other: to save now, or, as a signal's number, to save and stop.
 _SAVE = 1
 
@@ -130,7 +132,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if state.scaler:
         scaler.load_state_dict(state.scaler)
-    saved = time.perf_counter()
+    saved, writing = time.perf_counter(), 0.0
 
     def gradients(indices: Tensor, epoch: int | Tensor, count: int) -> Tensor:
         """Make the gradients of the mean loss of the first `count` images, and return that loss."""
@@ -168,11 +170,13 @@ def fit(
         ranks.average([state.loss_sum, *(each[name] for each in states for name in sorted(names & each.keys()))])
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, writing
+        started = time.perf_counter()
         state.scaler = scaler.state_dict()  # reading it waits for a GPU, so not at every step
         if ranks.is_main:
             save_checkpoint(checkpoint, state, model, optimizer, data)
         saved = time.perf_counter()
+        writing = saved - started
 
     def request() -> int:
         if received:
@@ -191,7 +195,8 @@ def fit(
         position = {"epoch": epoch, "step": state.step, "seconds": round(state.seconds, 3)}
         state.history.append({**position, **measured, **on_val})
         state.loss_sum.zero_()
-        if is_due := time.perf_counter() - saved >= _EPOCH_CHECKPOINT_SECONDS.get(device.type, 0.0):
+        pause = _EPOCH_CHECKPOINT_SECONDS.get(device.type, 0.0)
+        if is_due := time.perf_counter() - saved >= (pause and max(pause, _CHECKPOINT_PAUSES * writing)):
             save()
         return EpochDone(list(state.history), recipe.epochs, weights, is_best, is_saved=is_due)
 

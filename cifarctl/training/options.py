@@ -1,6 +1,7 @@
 """What a training run is asked to do: every option, which of them fit together, and the recipe that they lead to."""
 
-from dataclasses import asdict, dataclass, fields, replace
+import json
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from cifarctl.training.recipes import Recipe, RecipeName
 _NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard"})
 # Options that runs of cifarctl 0.2 have. They said how to compute, not what.
 _GONE = frozenset({"compile"})
+# Arguments of models that the data and other options decide.
+_DECIDED = frozenset({"classes", "encoder", "latent_dim"})
+# Fields of a recipe with an option of their own.
+_SPELLED = frozenset({"epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "class_weights", "ema"})
 
 
 @dataclass(frozen=True)
@@ -84,18 +89,25 @@ class TrainOptions:
             recipe = recipes.PICTURES
         else:
             recipe = recipes.CLASSIFIERS[self.recipe]
-        return Recipe(**{**asdict(recipe), **(self.overrides or {})})
+        try:
+            return recipe.changed(self.overrides or {})
+        except ValueError as error:
+            raise UsageError(f"recipe: {error}", hint="--set FIELD=VALUE, --epochs and their like set them") from None
 
     @property
     def command(self) -> str:
         """The shortest command line that trains the same, but for where files lie."""
         given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
-        given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)} | (
-            self.overrides or {}
-        )
+        given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)}
+        overrides = dict(self.overrides or {})
+        given |= {name: overrides.pop(name) for name in list(overrides) if name in _SPELLED}
         words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
         for name, value in given.items():
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        overrides |= {f"model.{name}": value for name, value in overrides.pop("model", {}).items()}
+        for name, value in overrides.items():
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            words += ["--set", f"{name}={text}"]
         return command_line(words)
 
     @classmethod
@@ -124,10 +136,14 @@ def check(options: TrainOptions) -> None:
         raise UsageError("--teacher: for a classifier of images", hint="leave out --encoder")
     if options.finetune and not options.encoder:
         raise UsageError("--finetune: there is no --encoder to fine-tune")
-    if kind == "autoencoder" and options.latent_dim is not None:
-        try:
-            with torch.device("meta"):
-                models.build(name, latent_dim=options.latent_dim)
-        except ValueError as error:
-            raise UsageError(f"--latent-dim {options.latent_dim}: {error}") from None
+    arguments = options.settings.model
+    known = [argument for argument in models.arguments(name) if argument not in _DECIDED]
+    if unknown := next((argument for argument in arguments if argument not in known), None):
+        raise UsageError(f"recipe: {name} has no argument {unknown}, only: {', '.join(known)}")
+    try:
+        with torch.device("meta"):
+            models.build(name, **arguments, **({"latent_dim": options.latent_dim} if options.latent_dim else {}))
+    except ValueError as error:
+        given = f"--latent-dim {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
+        raise UsageError(f"{given}: {error}") from None
     select_precision(options.precision, select_device(options.device))

@@ -2,13 +2,17 @@
 field.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 AutoencoderRecipe = Literal["fast", "best"]
 ClassifierRecipe = Literal["fast", "best", "max"]
 RecipeName = ClassifierRecipe  # all of them
 ClassWeights = Literal["none", "balanced"]
+
+_COUNTS = ("epochs", "batch_size")
+_FRACTIONS = ("thaw", "warmup", "label_smoothing", "affine", "jitter", "mixup", "cutmix", "ema")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,31 @@ class Recipe:
     sides: tuple[tuple[float, int], ...] = ()
     trained_until: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on a value that training does not know: it would train something else without a word."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(hint) if get_origin(hint) is Literal else ()
+            if choices and value not in choices:
+                raise ValueError(f"{name} is {value!r}, not one of: {', '.join(choices)}")
+            if hint is int and (type(value) is not int or value < (name in _COUNTS)):
+                raise ValueError(f"{name} is {value!r}, not a whole number{' above 0' if name in _COUNTS else ''}")
+            if hint is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
+                raise ValueError(f"{name} is {value!r}, not a number from 0")
+            if name in _FRACTIONS and value > 1:
+                raise ValueError(f"{name} is {value!r}, not from 0 to 1")
+            if hint == dict[str, Any] and not isinstance(value, dict):
+                raise ValueError(f"{name} is {value!r}: its fields are set one by one, as {name}.NAME")
+        if self.mixup + self.cutmix > 1:
+            raise ValueError(f"mixup and cutmix are {self.mixup} and {self.cutmix}, more than 1 together")
+
+    def changed(self, overrides: dict[str, Any]) -> "Recipe":
+        """With other values; those of `model` are changed one by one. Raises ValueError."""
+        known = [item.name for item in fields(self)]
+        if unknown := next((name for name in overrides if name not in known), None):
+            raise ValueError(f"there is no {unknown}, only: {', '.join(known)}")
+        model = overrides.get("model", {})
+        return replace(self, **{**overrides, "model": {**self.model, **model} if isinstance(model, dict) else model})
 
     @property
     def turns(self) -> list[float]:
@@ -172,6 +201,9 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         model={"widths": (192, 576, 768), "depth": 3, "whiten_bias": True, "pool": "max+mean"},
     ),
 }
+
+# Of recipes that a GPU takes a minute or two for: on 48,000 images, on two EPYC cores with AVX512-BF16.
+CPU_HOURS_AN_EPOCH = {("classifier", "max"): 0.12, ("autoencoder", "best"): 0.1}
 
 # Convolutions on what a frozen autoencoder draws: 86.14 % on test. What the newer parts of `fast` gain here is untried.
 PICTURES = replace(CLASSIFIERS["fast"], trained_until={}, model={})

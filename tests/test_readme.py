@@ -135,7 +135,7 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     ((_, example),) = blocks(README, "python")
     done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=True)
     answer, accuracy = done.stdout.splitlines()
-    assert re.match(r"cat 0\.9\d+ \(\('cat', ", answer)
+    assert re.match(r"cat 0\.[67]\d+ \(\('cat', ", answer)
     assert 0 <= float(accuracy) <= 1
 
 

@@ -30,6 +30,7 @@ from cifarctl.errors import ImageError
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks on damaged files go to stderr
 
 EXAMPLE = Path(__file__).with_name("example.jpg")  # Chelsea the cat, by Stefan van der Walt (CC0)
+_EXAMPLE_NAME = str(EXAMPLE)
 _KINDS_SHOWN = 5
 
 
@@ -51,7 +52,8 @@ def named_image(name: str) -> Path:
 
 def image_name(path: Path) -> str:
     """What answers call the image: its path, or "example"."""
-    return EXAMPLE.stem if path == EXAMPLE else str(path)
+    name = str(path)  # which is faster to compare than a path
+    return EXAMPLE.stem if name == _EXAMPLE_NAME else name
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -196,7 +196,7 @@ def map_files(
             while batch := list(islice(paths, next(sizes))):
                 helpers.expect(len(batch))
                 pending.append(pool.submit(work, batch))
-                if len(pending) >= in_flight:
+                while pending and (pending[0].done() or len(pending) >= in_flight):
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

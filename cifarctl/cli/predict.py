@@ -208,11 +208,10 @@ def _classify(
 
     on_gpu = next(model.parameters()).is_cuda
     threads = min(16, torch.get_num_threads())
-    if on_gpu:  # the first answers soon; then one size, since cuDNN searches for its kernels at each new one
-        first = [min(_BATCH_SIZE, batch_size)]
-    else:  # of different sizes, so that the threads do not all decode at the same time: that needs the GIL
-        first = [-(-batch_size * i // threads) for i in range(1, threads + 1)]
-    sizes = chain(first, repeat(batch_size))
+    # First of different sizes, so that the threads do not all decode at the same time: that needs the GIL. On a GPU one
+    # is smaller, for the first answers to come soon, and no more are: cuDNN chooses its kernels anew for each size.
+    shares, whole = ((1,), 8) if on_gpu else (range(1, threads + 1), threads)
+    sizes = chain((-(-batch_size * share // whole) for share in shares), repeat(batch_size))
     with ThreadPoolExecutor(1) as gpu:
         yield from map_files(
             answer,

@@ -1,12 +1,11 @@
 """`cifarctl predict`."""
 
 import sys
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,13 +16,18 @@ from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.path_list import read_path_list
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
+from cifarctl.hardware import Precision
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cifarctl.data.images import Decoded
+    from cifarctl.models.base import Classifier
+
     Answer = tuple[dict[str, Any], NDArray[np.uint8] | None]
 
+_BATCH_SIZE, _GPU_BATCH_SIZE = 128, 1024
 _PART = 4  # batches that each of several processes is dealt at a time
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _FORMATS: dict[str, Literal["jsonl", "json", "csv"]] = {".json": "json", ".csv": "csv"}
@@ -54,8 +58,14 @@ def predict(
         ),
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Images at a time.", rich_help_panel=opt.RUN_PANEL)
-    ] = 128,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help=f"Images at a time. Default: {_BATCH_SIZE}, or {_GPU_BATCH_SIZE:,} on a GPU.",
+            rich_help_panel=opt.RUN_PANEL,
+        ),
+    ] = None,
     format: Annotated[
         Literal["table", "jsonl", "json", "csv"] | None,
         typer.Option(
@@ -87,6 +97,7 @@ def predict(
     from cifarctl.cli.records import open_writer
     from cifarctl.data.images import expand
     from cifarctl.hardware import select_device, select_precision
+    from cifarctl.training.signals import raised_signals
 
     path = weights.resolve(model, "classifier")
     chosen_device = local_device(select_device(device))
@@ -102,28 +113,33 @@ def predict(
             format = _FORMATS.get(out.suffix.lower(), "jsonl")
         else:
             format = "table" if sys.stdout.isatty() else "jsonl"
-    classify = partial(
-        _classify,
-        model=classifier,
-        classes=info.classes,
-        top_k=top_k,
-        batch_size=batch_size,
-        tta=tta,
-        precision=select_precision(precision, chosen_device),
-    )
+    if batch_size is None:
+        batch_size = _GPU_BATCH_SIZE if chosen_device.type == "cuda" else _BATCH_SIZE
     failed = total = 0
     files = expand(_paths(image))
-    with join_ranks(chosen_device) as ranks, ExitStack() as writing:
+    with join_ranks(chosen_device) as ranks, raised_signals("while classifying"), ExitStack() as writing:
         write = writing.enter_context(open_writer(format, out, top_k)) if ranks.is_main else None
-        for record, pixels in ranks.streamed(iter(files), classify, _PART * batch_size):
+        classify = partial(
+            _classify,
+            model=classifier,
+            classes=info.classes,
+            top_k=top_k,
+            batch_size=batch_size,
+            tta=tta,
+            precision=select_precision(precision, chosen_device),
+            processes=None if ranks.size == 1 else 0,
+        )
+        for answers in ranks.streamed(iter(files), classify, _PART * batch_size):
             assert write is not None
-            if show and pixels is not None:
-                from cifarctl.cli.preview import show_images
+            for part in [[answer] for answer in answers] if show else [answers]:  # each picture above its line
+                for record, pixels in part:
+                    if show and pixels is not None:
+                        from cifarctl.cli.preview import show_images
 
-                show_images([pixels], [f"{record['label']} {record['confidence']:.1%}"], output)
-            total += 1
-            failed += "error" in record
-            write(record)
+                        show_images([pixels], [f"{record['label']} {record['confidence']:.1%}"], output)
+                    total += 1
+                    failed += "error" in record
+                write(record for record, _ in part)
     if ignored := files.describe_ignored():
         output.status(ignored)
     if failed:
@@ -151,27 +167,38 @@ def _paths(arguments: list[str]) -> Iterator[Path]:
 
 
 def _classify(
-    paths: Iterator[Path], model: Any, classes: tuple[str, ...], top_k: int, batch_size: int, tta: bool, precision: Any
-) -> "Iterator[Answer]":
-    """One record a path, in order, with the image that the model saw. At most a few batches are in memory.
+    paths: Iterator[Path],
+    model: "Classifier",
+    classes: tuple[str, ...],
+    top_k: int,
+    batch_size: int,
+    tta: bool,
+    precision: Precision,
+    processes: int | None,
+) -> "Iterator[list[Answer]]":
+    """One record a path, in order, with the image that the model saw, in batches. At most a few of them are in memory.
 
     Each thread decodes a batch and classifies it, on one core. Threads that share every layer of the model would wait
     for each other all the time while others decode: 0.74 of the bare model's images/s on two Xeon cores, and 0.91 this
     way. Batches of 250 are no faster than of 128, on two EPYC cores in fp32, and take 1.6 GB in all instead of 1.2.
+    On a GPU one more thread classifies for all, so that one batch's activations are in memory.
     """
+    import numpy as np
     import torch
 
-    from cifarctl.data.images import image_name, no_warnings, read_or_error
+    from cifarctl.data.images import image_name, map_files
     from cifarctl.inference import predict_logits, rank
 
-    def answer(batch: list[Path]) -> "list[Answer]":
-        images = [read_or_error(path) for path in batch]
+    def classified(images: "list[NDArray[np.uint8]]") -> list[list[tuple[str, float]]]:
+        pixels = torch.from_numpy(np.stack(images))
+        logits = predict_logits(model, pixels, tta=tta, precision=precision, batch_size=batch_size)
+        return rank(logits, classes, top_k)
+
+    def answer(batch: list[Path], images: "list[Decoded]") -> "list[Answer]":
         readable = [image for image in images if not isinstance(image, ImageError)]
         ranked: Iterator[list[tuple[str, float]]] = iter(())
         if readable:
-            pixels = torch.stack([torch.from_numpy(image) for image in readable])
-            logits = predict_logits(model, pixels, tta=tta, precision=precision, batch_size=batch_size)
-            ranked = iter(rank(logits, classes, top_k))
+            ranked = iter(gpu.submit(classified, readable).result() if on_gpu else classified(readable))
         return [
             ({"path": image_name(path), "error": str(image)}, None)
             if isinstance(image, ImageError)
@@ -179,21 +206,22 @@ def _classify(
             for path, image in zip(batch, images, strict=True)
         ]
 
+    on_gpu = next(model.parameters()).is_cuda
     threads = min(16, torch.get_num_threads())
-    # The first batches differ in size, so that the threads do not all decode at the same time: that needs the GIL.
-    sizes = chain((-(-batch_size * i // threads) for i in range(1, threads + 1)), repeat(batch_size))
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    with no_warnings():
-        try:
-            pending: deque[Future[list[Answer]]] = deque()
-            while batch := list(islice(paths, next(sizes))):
-                pending.append(pool.submit(answer, batch))
-                if len(pending) > threads:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    # First of different sizes, so that the threads do not all decode at the same time: that needs the GIL. On a GPU one
+    # is smaller, for the first answers to come soon, and no more are: cuDNN chooses its kernels anew for each size.
+    shares, whole = ((1,), 8) if on_gpu else (range(1, threads + 1), threads)
+    sizes = chain((-(-batch_size * share // whole) for share in shares), repeat(batch_size))
+    with ThreadPoolExecutor(1) as gpu:
+        yield from map_files(
+            answer,
+            paths,
+            sizes,
+            threads,
+            threads + 1,
+            initializer=partial(torch.set_num_threads, 1),
+            processes=processes,
+        )
 
 
 def _record(name: str, ranked: list[tuple[str, float]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, repeat
 from pathlib import Path
@@ -18,12 +18,14 @@ from cifarctl.files import atomic_path
 from cifarctl.names import printable, spreadsheet_cell
 
 Record = dict[str, Any]
-Writer = Callable[[Record], None]
+Writer = Callable[[Iterable[Record]], None]
 
 
 @contextmanager
 def open_writer(format: str, out: Path | None, top_k: int) -> Iterator[Writer]:
-    """A function that writes one record at a time to `out`, atomically, or to stdout. Raises OSError."""
+    """A function that writes records to `out`, atomically, or to stdout: as many at a time as there are, since flushing
+    each would let all threads that wait for Python's lock go first. Raises OSError.
+    """
     if out is None:
         with _formatted(format, sys.stdout, top_k) as write:
             yield write
@@ -39,18 +41,22 @@ def open_writer(format: str, out: Path | None, top_k: int) -> Iterator[Writer]:
 @contextmanager
 def _formatted(format: str, stream: IO[str], top_k: int) -> Iterator[Writer]:
     if format == "jsonl":
-        yield lambda record: write_line(json.dumps(record), stream)
+        yield _lines(json.dumps, stream)
     elif format == "json":
         # One array, written as it grows: memory does not.
         separators = chain(["[\n  "], repeat(",\n  "))
-        yield lambda record: write_line(next(separators) + json.dumps(record), stream, end="")
+        yield _lines(lambda record: next(separators) + json.dumps(record), stream, end="")
         write_line("[]" if next(separators).startswith("[") else "\n]", stream)
     elif format == "csv":
         write_line(_csv_row(_csv_header(top_k)), stream)
-        yield lambda record: write_line(_csv_row(_csv_cells(record, top_k)), stream)
+        yield _lines(lambda record: _csv_row(_csv_cells(record, top_k)), stream)
     else:
         console = make_console(stream)
-        yield lambda record: write_line(_table_line(record, console), stream)
+        yield _lines(lambda record: _table_line(record, console), stream)
+
+
+def _lines(line: Callable[[Record], str], stream: IO[str], end: str = "\n") -> Writer:
+    return lambda records: write_line("".join(line(record) + end for record in records), stream, end="")
 
 
 def _csv_header(top_k: int) -> list[str]:

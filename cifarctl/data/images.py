@@ -1,4 +1,4 @@
-"""One image file to one 32×32 tensor, and many files to many, with the decoding in threads.
+"""One image file to one 32×32 array, and many files to many, with the decoding in threads and processes.
 
 Imports no torch before it decodes, and never torchvision: `predict` starts as fast as torch does.
 """
@@ -10,17 +10,18 @@ import stat
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from itertools import islice, repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from cifarctl.data.decoders import FILES_IN_THREADS, DecoderProcesses
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX, why_not_read
 from cifarctl.data.image_opening import bytes_when_opened, is_png, open_image, without_metadata
 from cifarctl.data.pixels import to_array
@@ -29,6 +30,7 @@ from cifarctl.errors import ImageError
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks on damaged files go to stderr
 
 EXAMPLE = Path(__file__).with_name("example.jpg")  # Chelsea the cat, by Stefan van der Walt (CC0)
+_EXAMPLE_NAME = str(EXAMPLE)
 _KINDS_SHOWN = 5
 
 
@@ -36,6 +38,9 @@ _LARGE = 16_000_000  # bytes
 _LONG_FILE = 64_000_000
 _one_large_image = threading.RLock()  # at a time, so that memory does not grow with the number of threads
 _one_silence = threading.Lock()
+_Lock = contextlib.AbstractContextManager[object]
+Decoded = NDArray[np.uint8] | ImageError  # uint8 (3, 32, 32), RGB
+R = TypeVar("R")
 
 
 def named_image(name: str) -> Path:
@@ -47,7 +52,8 @@ def named_image(name: str) -> Path:
 
 def image_name(path: Path) -> str:
     """What answers call the image: its path, or "example"."""
-    return EXAMPLE.stem if path == EXAMPLE else str(path)
+    name = str(path)  # which is faster to compare than a path
+    return EXAMPLE.stem if name == _EXAMPLE_NAME else name
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -58,10 +64,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     reason without the path.
     """
     with no_warnings():
-        return _decode(path)
+        return _decode(path, _one_large_image)
 
 
-def _decode(path: Path) -> NDArray[np.uint8]:
+def _decode(path: Path, for_large: _Lock) -> NDArray[np.uint8]:
     try:
         status = os.stat(path)  # noqa: PTH116 (faster)
         if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would block for ever
@@ -69,7 +75,7 @@ def _decode(path: Path) -> NDArray[np.uint8]:
                 os.scandir(path).close()  # raises OSError if that is why it is here
             raise ImageError("not a regular file")
         with open(path, "rb") as file:  # noqa: PTH123 (faster)
-            return _decode_file(file, path.suffix.lower(), status.st_size)
+            return _decode_file(file, path.suffix.lower(), status.st_size, for_large)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -84,10 +90,10 @@ def _decode(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"damaged image: {error}") from None
 
 
-def _decode_file(file: IO[bytes], suffix: str, size: int) -> NDArray[np.uint8]:
+def _decode_file(file: IO[bytes], suffix: str, size: int, for_large: _Lock) -> NDArray[np.uint8]:
     try:
         if size <= _LONG_FILE or not is_png(file):  # else what makes it long may be metadata, which takes memory
-            return _decode_pixels(file, suffix)
+            return _decode_pixels(file, suffix, for_large)
     except (ImageError, MemoryError):
         raise
     except Exception as error:
@@ -97,19 +103,19 @@ def _decode_file(file: IO[bytes], suffix: str, size: int) -> NDArray[np.uint8]:
                 raise ImageError(why_not_read(file.read(32))) from None
             raise
     try:
-        return _decode_pixels(without_metadata(file), ".png")
+        return _decode_pixels(without_metadata(file), ".png", for_large)
     except UnidentifiedImageError:
         raise ImageError("not an image in a known format") from None
 
 
-def _decode_pixels(file: IO[bytes], suffix: str) -> NDArray[np.uint8]:
+def _decode_pixels(file: IO[bytes], suffix: str, for_large: _Lock) -> NDArray[np.uint8]:
     with contextlib.ExitStack() as held:
         if bytes_when_opened(file) > _LARGE:
-            held.enter_context(_one_large_image)
+            held.enter_context(for_large)
         image, taken = open_image(file, suffix)
         held.enter_context(image)
         if taken > _LARGE:
-            held.enter_context(_one_large_image)
+            held.enter_context(for_large)
         if image.format == "TIFF":
             held.enter_context(_native_silence())
         return to_array(image)
@@ -138,36 +144,88 @@ def no_warnings() -> Iterator[None]:
         yield
 
 
-def read_images(paths: Iterable[Path], window: int = 1024) -> Iterator[tuple[Path, NDArray[np.uint8] | ImageError]]:
-    """Decode in threads and yield (path, uint8 (3, 32, 32) or the ImageError), in the order of `paths`.
+def read_images(
+    paths: Iterable[Path],
+    window: int = 4096,
+    *,
+    processes: int | None = None,
+    after: int = FILES_IN_THREADS,
+) -> Iterator[tuple[Path, Decoded]]:
+    """Decode files, and yield (path, uint8 (3, 32, 32) or the ImageError), in the order of `paths`.
 
-    At most `window` files are in flight, so `paths` may be endless. Pillow releases the GIL while it decodes.
+    At most `window` files are in flight, so `paths` may be endless. The rest as for `map_files`.
     """
+    # In batches, since a task of its own costs a small file as much as its decoding.
+    threads = min(8, os.cpu_count() or 1)
+    size = max(1, min(64, window // threads))
+    for batch in map_files(_pairs, paths, repeat(size), threads, window // size, processes=processes, after=after):
+        yield from batch
 
-    def read(chunk: list[Path]) -> list[tuple[Path, NDArray[np.uint8] | ImageError]]:
-        return [(path, read_or_error(path)) for path in chunk]
 
-    # In chunks, since a task of its own costs a small file as much as its decoding.
-    chunk_size = 16
+def _pairs(paths: list[Path], images: list[Decoded]) -> list[tuple[Path, Decoded]]:
+    return list(zip(paths, images, strict=True))
+
+
+def map_files(
+    function: Callable[[list[Path], list[Decoded]], R],
+    paths: Iterable[Path],
+    sizes: Iterator[int],
+    threads: int,
+    in_flight: int,
+    *,
+    initializer: Callable[[], object] | None = None,
+    processes: int | None = None,
+    after: int = FILES_IN_THREADS,
+) -> Iterator[R]:
+    """`function` of each batch of files and of what they hold, in the order of `paths`. Batches have these `sizes`, and
+    `in_flight` of them are worked on at a time, by `threads` that each call `initializer` first.
+
+    If there are more than `after` files, as many processes as there are threads decode for them, but none on two cores.
+    """
+    helpers = DecoderProcesses((threads if threads > 2 else 0) if processes is None else processes, after)
+    ended = threading.Event()
     paths = iter(paths)
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def work(batch: list[Path]) -> R:
+        return function(batch, _decode_all(batch, helpers, ended))
+
+    pool = ThreadPoolExecutor(threads, initializer=initializer)
     with no_warnings():  # the filters are the process's, so the threads' too
         try:
-            pending: deque[Future[list[tuple[Path, NDArray[np.uint8] | ImageError]]]] = deque()
-            while chunk := list(islice(paths, chunk_size)):
-                pending.append(pool.submit(read, chunk))
-                if len(pending) * chunk_size >= window:
-                    yield from pending.popleft().result()
+            pending: deque[Future[R]] = deque()
+            while batch := list(islice(paths, next(sizes))):
+                helpers.expect(len(batch))
+                pending.append(pool.submit(work, batch))
+                while pending and (pending[0].done() or len(pending) >= in_flight):
+                    yield pending.popleft().result()
             while pending:
-                yield from pending.popleft().result()
+                yield pending.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            ended.set()
+            helpers.stop()
+            pool.shutdown(cancel_futures=True)
+            helpers.close()
 
 
-def read_or_error(path: Path) -> NDArray[np.uint8] | ImageError:
-    """As `read_image`, but give the ImageError back, and let the caller silence Pillow (`no_warnings`)."""
+def _decode_all(paths: list[Path], helpers: DecoderProcesses, ended: threading.Event) -> list[Decoded]:
+    """Decode the files by a process if one is free, or else here, for as long as none is."""
+    images: list[Decoded] = []
+    while len(images) < len(paths):
+        chunk = paths[len(images) :][:128]
+        answers = helpers.decode(chunk) or [None] * min(8, len(chunk))
+        for path, answer in zip(chunk, answers, strict=False):
+            if ended.is_set():
+                raise CancelledError
+            images.append(read_or_error(path) if answer is None else answer)
+    return images
+
+
+def read_or_error(path: Path, for_large: _Lock = _one_large_image) -> Decoded:
+    """As `read_image`, but give the ImageError back, and let the caller silence Pillow (`no_warnings`). An image that
+    takes much memory is decoded inside `for_large`.
+    """
     try:
-        return _decode(path)
+        return _decode(path, for_large)
     except ImageError as error:
         return error
 

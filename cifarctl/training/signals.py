@@ -31,11 +31,11 @@ def deferred_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def raised_signals() -> Iterator[None]:
-    """Inside, the signals raise Interrupted."""
+def raised_signals(where: str = "outside of training") -> Iterator[None]:
+    """Inside, the signals raise Interrupted, which says `where`."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (what handlers are given)
-        raise Interrupted(number, f"{signal.Signals(number).name} outside of training")
+        raise Interrupted(number, f"{signal.Signals(number).name} {where}")
 
     with _handled_by(stop):
         yield

@@ -175,9 +175,9 @@ for kernels in (False, True):  # the interpreter runs them on a CPU, if the code
     optim.set_learning_rate(optimizer, 0.1)
     for step in range(2):
         indices = torch.arange(step, step + 4, device=device)
-        x = objective.augment(images[indices], indices, epoch=step, progress=0.1)
+        x, targets = objective.augment(images[indices], labels[indices], indices, epoch=step, progress=0.1)
         assert x.shape == (4, 3, 24, 24)
-        loss = objective.loss(x, labels[indices])
+        loss = objective.loss(x, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

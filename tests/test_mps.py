@@ -161,8 +161,8 @@ class TestTraining:
         [
             ("airbench", recipes.CLASSIFIERS["best"]),  # every augmentation
             ("mlp", recipes.HEAD),
-            ("resconv", recipes.AUTOENCODER),
-            ("conv2", replace(recipes.AUTOENCODER, ema=0.9)),
+            ("resconv", recipes.AUTOENCODERS["fast"]),
+            ("conv2", replace(recipes.AUTOENCODERS["fast"], ema=0.9)),
         ],
     )
     def test_a_run_that_is_resumed_ends_with_the_same_bits(

@@ -678,6 +678,15 @@ def test_a_calibration_undoes_what_was_done_to_the_logits() -> None:
             assert (scaled - honest.softmax(1)).abs().mean() < 5e-3
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_calibrated_logits_are_finite_and_in_the_same_order(smoothing: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.cat((torch.randn(500, 10), 500 * torch.randn(500, 10)))  # probabilities down to zero
+    found = calibrated(logits, torch.tensor(1.5), torch.tensor(smoothing))
+    assert found.isfinite().all()
+    assert torch.equal(found.argsort(1), logits.argsort(1))
+
+
 def test_numbers_that_a_processor_traps_on_are_zero_in_every_thread() -> None:
     code = """
 import torch

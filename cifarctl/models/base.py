@@ -1,5 +1,6 @@
 """What every model of a kind can do. Inputs are uint8 or float in [0, 1], (N, 3, 32, 32); normalisation is inside."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Self
 
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 
 from cifarctl import models
 from cifarctl.models.layers import check_range
+
+# Of a probability that smoothing alone explains, what is left of it.
+_FLOOR = 0.01
 
 
 class Model(nn.Module, ABC):
@@ -109,6 +113,8 @@ def calibrated(logits: Tensor, temperature: Tensor, smoothing: Tensor) -> Tensor
     (1 - smoothing) p + smoothing / C. Those that would be negative without the smoothing stay a little above zero.
     """
     scaled = logits / temperature
-    smoothed = scaled.to(torch.promote_types(scaled.dtype, torch.float32)).softmax(-1)
-    probabilities = (smoothed - smoothing / logits.shape[-1]).relu() + 0.01 * smoothed
-    return torch.where(smoothing > 0, probabilities.log(), scaled)  # a GPU would wait for an `if`
+    logs = scaled.to(torch.promote_types(scaled.dtype, torch.float32)).log_softmax(-1)
+    smoothed = logs.exp()
+    likely = smoothed - smoothing / logits.shape[-1]
+    logs = torch.where(likely > 0, (likely + _FLOOR * smoothed).log(), logs + math.log(_FLOOR))
+    return torch.where(smoothing > 0, logs, scaled)  # a GPU would wait for an `if`

@@ -37,7 +37,7 @@ def train_ae(
     recipe: Annotated[
         AutoencoderRecipe,
         typer.Option(
-            help="fast: minutes. best: half a minute on a GPU, six hours without; 0.7 dB more.",
+            help="fast: minutes. best: half a minute on a GPU, hours without; 0.7 dB more.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),
     ] = "fast",

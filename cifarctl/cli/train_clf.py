@@ -53,7 +53,7 @@ def train_clf(
     recipe: Annotated[
         ClassifierRecipe,
         typer.Option(
-            help="fast: minutes. best: eight times as long, two points more. max: minutes on a GPU, many hours without.",
+            help="fast: minutes. best: eight times as long, 2 points more. max: minutes on a GPU, many hours without.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),
     ] = "fast",

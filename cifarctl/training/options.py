@@ -120,6 +120,24 @@ class TrainOptions:
         return cls(**{name: value for name, value in options.items() if name not in _GONE})
 
 
+def _without_effect(options: TrainOptions) -> set[str]:
+    """The fields of the recipe that this task does not look at."""
+    fields_unused = set()
+    if not options.finetune:
+        fields_unused |= {"encoder_lr", "thaw"}
+    if not options.teacher:
+        fields_unused |= {"teacher_temperature"}
+    if options.kind == "autoencoder":
+        fields_unused |= {"mixup", "cutmix", "label_smoothing", "class_weights", "sides"}
+    elif options.teacher:
+        fields_unused |= {"label_smoothing", "class_weights"}
+    if options.model_name == "mlp":
+        fields_unused |= {"sides"}
+        if options.encoder and not options.finetune:
+            fields_unused |= {"affine", "jitter", "cutout", "mixup", "cutmix"}
+    return fields_unused
+
+
 def check(options: TrainOptions) -> None:
     """Raise UsageError on options that cannot go together, before any work is done."""
     kind, name = options.kind, options.model_name
@@ -137,13 +155,22 @@ def check(options: TrainOptions) -> None:
     if options.finetune and not options.encoder:
         raise UsageError("--finetune: there is no --encoder to fine-tune")
     arguments = options.settings.model
+    if idle := sorted(_without_effect(options) & (options.overrides or {}).keys()):
+        raise UsageError(f"recipe: {', '.join(idle)}: no use in this training", hint="leave it out")
     known = [argument for argument in models.arguments(name) if argument not in _DECIDED]
     if unknown := next((argument for argument in arguments if argument not in known), None):
         raise UsageError(f"recipe: {name} has no argument {unknown}, only: {', '.join(known)}")
     try:
         with torch.device("meta"):
-            models.build(name, **arguments, **({"latent_dim": options.latent_dim} if options.latent_dim else {}))
+            model = models.build(
+                name, **arguments, **({"latent_dim": options.latent_dim} if options.latent_dim else {})
+            )
     except ValueError as error:
         given = f"--latent-dim {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
         raise UsageError(f"{given}: {error}") from None
+    parameters = {parameter for parameter, _ in model.named_parameters()}
+    if unknown := next(
+        (parameter for parameter in options.settings.trained_until if parameter not in parameters), None
+    ):
+        raise UsageError(f"recipe: trained_until names {unknown}, which {name} does not have")
     select_precision(options.precision, select_device(options.device))

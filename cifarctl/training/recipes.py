@@ -15,6 +15,17 @@ _COUNTS = ("epochs", "batch_size")
 _FRACTIONS = ("thaw", "warmup", "label_smoothing", "affine", "jitter", "mixup", "cutmix", "ema")
 
 
+def _are_sides(value: Any) -> bool:
+    pairs = value if isinstance(value, list | tuple) else (None,)
+    return all(
+        isinstance(pair, list | tuple)
+        and [type(item) in (int, float) for item in pair] == [True, True]
+        and 0 <= pair[0] <= 1
+        and pair[1] in range(16, 33)
+        for pair in pairs
+    )
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train one kind of model.
@@ -76,6 +87,8 @@ class Recipe:
                 raise ValueError(f"{name} is {value!r}, not a number from 0")
             if name in _FRACTIONS and value > 1:
                 raise ValueError(f"{name} is {value!r}, not from 0 to 1")
+            if name == "sides" and not _are_sides(value):
+                raise ValueError(f"sides is {value!r}, not pairs of a fraction of the steps and 16 to 32 pixels")
             if hint == dict[str, Any] and not isinstance(value, dict):
                 raise ValueError(f"{name} is {value!r}: its fields are set one by one, as {name}.NAME")
         if self.mixup + self.cutmix > 1:
@@ -181,26 +194,20 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         trained_until={"whiten.bias": 1 / 3},
         model={"widths": (96, 288, 320), "depth": 3, "whiten_bias": True, "pool": "max+mean"},
     ),
-    "max": Recipe(
-        epochs=160,
-        batch_size=1024,
-        optimizer="airbench",
-        lr=0.12,
-        weight_decay=1e-3,
-        label_smoothing=0.1,
-        flip="alternating",
-        crop=4,
-        cutout=6,
-        affine=0.5,
-        jitter=0.4,
-        mixup=0.2,
-        cutmix=0.5,
-        ema=0.999,
-        sides=((0.5, 24),),
-        trained_until={"whiten.bias": 1 / 3},
-        model={"widths": (192, 576, 768), "depth": 3, "whiten_bias": True, "pool": "max+mean"},
-    ),
 }
+CLASSIFIERS["max"] = replace(
+    CLASSIFIERS["best"],
+    epochs=160,
+    batch_size=1024,
+    lr=0.12,
+    label_smoothing=0.1,
+    cutout=6,
+    jitter=0.4,
+    mixup=0.2,
+    cutmix=0.5,
+    ema=0.999,
+    model={**CLASSIFIERS["best"].model, "widths": (192, 576, 768)},
+)
 
 # Of recipes that a GPU takes a minute or two for: on 48,000 images, on two EPYC cores with AVX512-BF16.
 CPU_HOURS_AN_EPOCH = {("classifier", "max"): 0.09, ("autoencoder", "best"): 0.05}

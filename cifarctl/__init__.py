@@ -10,6 +10,8 @@ The verbs are those of the command line. Importing this package imports no torch
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cifarctl.version import __version__
+
 if TYPE_CHECKING:
     from cifarctl.api import (
         LoadedAutoencoder,
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
         train_classifier,
     )
 
-__version__ = "0.2.0"
 __all__ = [
     "LoadedAutoencoder",
     "LoadedClassifier",
     "Prediction",
     "Run",
+    "__version__",
     "download",
     "evaluate",
     "load",
@@ -44,4 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

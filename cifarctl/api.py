@@ -26,7 +26,6 @@ from cifarctl.evaluation import (
 from cifarctl.hardware import Device, select_device
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.options import TrainOptions
-from cifarctl.training.recipes import AutoencoderRecipe, ClassifierRecipe
 from cifarctl.training.session import Finished, train
 
 PathLike = str | Path
@@ -111,7 +110,7 @@ def train_classifier(
     out: PathLike,
     *,
     data: str = "cifar10",
-    recipe: ClassifierRecipe = "fast",
+    recipe: str = "fast",
     arch: str | None = None,
     encoder: PathLike | None = None,
     finetune: bool = False,
@@ -147,7 +146,7 @@ def train_autoencoder(
     out: PathLike,
     *,
     data: str = "cifar10",
-    recipe: AutoencoderRecipe = "fast",
+    recipe: str = "fast",
     arch: str | None = None,
     latent_dim: int | None = None,
     seed: int = 0,

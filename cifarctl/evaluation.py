@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarctl.data import Dataset
-from cifarctl.data.augment import to_float
+from cifarctl.data.dataset import to_float
 from cifarctl.data.fingerprint import class_differences
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import DataError

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cifarctl.data.augment import to_float, views
+from cifarctl.data.augment import views
+from cifarctl.data.dataset import to_float
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import WeightsError
 from cifarctl.hardware import Precision, autocast

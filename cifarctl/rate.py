@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from cifarctl.data.augment import to_float
+from cifarctl.data.dataset import to_float
 from cifarctl.inference import decode, encode
 from cifarctl.models.base import Autoencoder
 

@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-import cifarctl
 from cifarctl import models
 from cifarctl.errors import WeightsError
 from cifarctl.files import PRETRAINED, save_tensors
 from cifarctl.hardware import memory_format
 from cifarctl.models.base import Autoencoder, Classifier, Model
+from cifarctl.version import __version__
 
 _FORMAT = "1"
 _HEADER_BYTES = 100_000_000  # the most that safetensors accepts
@@ -43,7 +43,7 @@ class ModelInfo:
     data: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    cifarctl_version: str = cifarctl.__version__
+    cifarctl_version: str = __version__
     created: str = ""
 
 

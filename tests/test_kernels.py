@@ -96,11 +96,12 @@ def test_whitening_of_a_gpu_is_the_plain_one() -> None:
 
 AUGMENT = """
 from cifarctl.data import augment, triton_augment
+from cifarctl.data.dataset import to_float
 augment.runs_kernels = lambda device: False
 for size in (32, 13):
     for dtype in (torch.uint8, torch.float32):
         x = torch.randint(0, 256, (7, 3, size, size), dtype=torch.uint8, device=device)
-        x = x if dtype == torch.uint8 else augment.to_float(x)
+        x = x if dtype == torch.uint8 else to_float(x)
         for by in (augment.shifts(x, 3), None):
             for mirrored in (augment.halves(x), None):
                 plain = augment.shifted_flipped(x, by, mirrored, 3)
@@ -161,7 +162,7 @@ from cifarctl.models import fused
 from cifarctl.training import objectives, optim, recipes
 
 config = {"widths": (24, 24, 32), "depth": (1, 2, 3), "whiten_bias": True}
-recipe = replace(recipes.CLASSIFIERS["fast"], model=config)
+recipe = replace(recipes.RECIPES["airbench"]["fast"], model=config)
 images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, device=device)
 labels = torch.arange(6, device=device)
 losses, states = [], []

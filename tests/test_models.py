@@ -16,7 +16,7 @@ from cifarctl.inference import predict_logits
 from cifarctl.models import layers
 from cifarctl.models.autoencoders import ResidualAutoencoder
 from cifarctl.models.base import Autoencoder, Classifier, Model
-from cifarctl.models.classifiers import MLP, Airbench
+from cifarctl.models.classifiers import Airbench
 from cifarctl.models.fourier import FourierConv, fourier_conv_pays
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, _gpu_pool, _SideBySideConv
 from cifarctl.models.pca import fit_pca, pca_reconstruct
@@ -377,7 +377,7 @@ def test_whitening_makes_patches_uncorrelated() -> None:
 
 def test_an_mlp_on_latents_standardises_them() -> None:
     encoder = {"model": "conv2", "config": {"latent_dim": 64}}
-    model = MLP(encoder=encoder)
+    model = models.build("mlp", encoder=encoder)
     model.initialize(IMAGES)
     with torch.no_grad():
         latents = (model.features(IMAGES) - model.latent_mean) / model.latent_std
@@ -387,7 +387,7 @@ def test_an_mlp_on_latents_standardises_them() -> None:
 
 def test_an_encoder_must_be_an_autoencoder() -> None:
     with pytest.raises(ValueError, match="airbench"):
-        MLP(encoder={"model": "airbench", "config": {}})
+        models.build("mlp", encoder={"model": "airbench", "config": {}})
 
 
 @pytest.mark.parametrize(

@@ -159,10 +159,10 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("name", "recipe"),
         [
-            ("airbench", recipes.CLASSIFIERS["best"]),  # every augmentation
-            ("mlp", recipes.HEAD),
-            ("resconv", recipes.AUTOENCODERS["fast"]),
-            ("conv2", replace(recipes.AUTOENCODERS["fast"], ema=0.9)),
+            ("airbench", recipes.RECIPES["airbench"]["best"]),  # every augmentation
+            ("mlp", recipes.RECIPES["mlp"]["fast"]),
+            ("resconv", recipes.RECIPES["resconv"]["fast"]),
+            ("conv2", replace(recipes.RECIPES["resconv"]["fast"], ema=0.9)),
         ],
     )
     def test_a_run_that_is_resumed_ends_with_the_same_bits(

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cifarctl import hardware, models, weights
 from cifarctl.data import Dataset, Source
-from cifarctl.data.augment import to_float
+from cifarctl.data.dataset import to_float
 from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.errors import TrainingError
 from cifarctl.models.base import calibrated
@@ -287,7 +287,7 @@ class TestSpeech:
             (("--set", "mixup=0.7", "--set", "cutmix=0.5"), "more than 1 together"),
             (("--set", "epochs=2", "--epochs", 3), "epochs is set twice"),
             (("--set", "model=3"), "model.NAME"),
-            (("--set", "sides=24"), "sides is 24"),
+            (("--set", "image_sizes=24"), "image_sizes is 24"),
             (("--set", 'trained_until={"banana":0.5}'), "trained_until names banana"),
             (("--set", "thaw=0.5"), "thaw: no use in this training"),
             (("--teacher", "classifier", "--label-smoothing", 0.1), "label_smoothing: no use in this training"),
@@ -317,11 +317,11 @@ class TestSpeech:
             "--set",
             "cutout=8",
             "--set",
-            "sides=[[0.5,16]]",
+            "image_sizes=[[0.5,16]]",
         )
         assert cifarctl("train-clf", *few, *values, "--out", tmp_path / "a").code == 0
         recipe = json.loads((tmp_path / "a" / "config.json").read_text())["recipe"]
-        assert (recipe["flip"], recipe["cutout"], recipe["sides"]) == ("random", 8, [[0.5, 16]])
+        assert (recipe["flip"], recipe["cutout"], recipe["image_sizes"]) == ("random", 8, [[0.5, 16]])
         info = weights.read_info(tmp_path / "a" / "model.safetensors")
         assert (info.config["widths"], info.config["depth"]) == ([24, 24, 32], [2, 3, 3])
         again = shlex.split(info.training["command"])[1:]
@@ -340,11 +340,11 @@ class TestSpeech:
         assert done.code == 0, done.err
         config = json.loads((tmp_path / "run" / "config.json").read_text())
         assert config["recipe"]["epochs"] == 1
-        assert config["recipe"]["cutout"] == recipes.CLASSIFIERS["best"].cutout
+        assert config["recipe"]["cutout"] == recipes.RECIPES["airbench"]["best"].cutout
         info = weights.read_info(tmp_path / "run" / "model.safetensors")
         assert {**info.config, "widths": tuple(info.config["widths"])} == {
             "classes": 10,
-            **recipes.CLASSIFIERS["best"].model,
+            **recipes.RECIPES["airbench"]["best"].model,
         }
         assert cifarctl("evaluate", "-m", tmp_path / "run", "--quiet").code == 0
 
@@ -374,9 +374,8 @@ def test_a_folder_of_images_trains_and_is_measured(cifarctl: Cifarctl, image_fol
 def test_a_head_on_frozen_latents_leaves_the_encoder_alone(
     cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path, arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("PICTURES", "FINETUNE"):  # the same with a net that learns in seconds
-        recipe = replace(getattr(recipes, name), model={"widths": (24, 32, 32)})
-        monkeypatch.setattr(recipes, name, recipe)
+    for table in (recipes.FROZEN_ENCODER, recipes.FINE_TUNED_ENCODER):  # the same with a net that learns in seconds
+        monkeypatch.setitem(table, "airbench", replace(table["airbench"], model={"widths": (24, 32, 32)}))
     arguments = ("train-clf", *DATA, "--encoder", autoencoder_run, "--arch", arch, "--batch-size", 50)
     frozen = cifarctl(*arguments, "--limit", 1000, "--epochs", 20, "--out", tmp_path / "frozen", "--json")
     assert frozen.code == 0, frozen.err
@@ -526,7 +525,7 @@ class TestLoop:
 
     def test_images_are_small_in_the_first_part(self) -> None:
         train, _ = self.data()
-        recipe = Recipe(1, 10, "airbench", 0.1, 0.0, sides=((0.25, 16), (0.5, 24)))
+        recipe = Recipe(1, 10, "airbench", 0.1, 0.0, image_sizes=((0.25, 16), (0.5, 24)))
         objective = Classification(models.build("airbench"), recipe, seed=0)  # type: ignore[arg-type]
         sides = [
             objective.augment(train.images[:10], train.labels[:10], torch.arange(10), 0, progress)[0].shape[-1]
@@ -537,7 +536,7 @@ class TestLoop:
     def test_frozen_latents_are_encoded_once_in_several_views(self) -> None:
         train, _ = self.data()
         model = models.build("mlp", encoder={"model": "conv2", "config": {"latent_dim": 64}})
-        objective = FrozenLatents(model, recipes.HEAD, 0, "fp32")  # type: ignore[arg-type]
+        objective = FrozenLatents(model, recipes.RECIPES["mlp"]["fast"], 0, "fp32")  # type: ignore[arg-type]
         inputs = objective.inputs(train.images)
         assert inputs.shape == (200, FrozenLatents.VIEWS, 64)
         plain = model.encoder.encode(train.images)  # type: ignore[union-attr, operator]
@@ -551,7 +550,7 @@ class TestLoop:
         train, _ = self.data()
         model = models.build("airbench", encoder={"model": "resconv", "config": {"latent_dim": 64, "width": 8}}).eval()
         model.encoder.initialize(train.images)  # type: ignore[union-attr, operator]
-        objective = FrozenPictures(model, recipes.PICTURES, 0, "fp32")  # type: ignore[arg-type]
+        objective = FrozenPictures(model, recipes.FROZEN_ENCODER["airbench"], 0, "fp32")  # type: ignore[arg-type]
         pictures = objective.inputs(train.images)
         assert (pictures.dtype, pictures.shape) == (torch.uint8, train.images.shape)
         exact = model.features(train.images)  # type: ignore[operator]
@@ -566,7 +565,9 @@ class TestLoop:
         model.encoder.initialize(train.images)  # type: ignore[union-attr, operator]
         model.encoder.requires_grad_()
         model.train()
-        plain = replace(recipes.FINETUNE, crop=0, cutout=0, affine=0.0, flip="none", sides=())
+        plain = replace(
+            recipes.FINE_TUNED_ENCODER["airbench"], crop=0, cutout=0, affine=0.0, flip="none", image_sizes=()
+        )
         objective = ThawingPictures(model, plain, 0, "fp32")  # type: ignore[arg-type]
         pictures, indices = objective.inputs(train.images), torch.arange(8)
         whole = Classification(model, plain, 0)  # type: ignore[arg-type]
@@ -619,7 +620,13 @@ class TestOnAGpu:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Literal["airbench", "muon", "adamw"]
     ) -> None:
         recipe = replace(
-            recipes.CLASSIFIERS["best"], optimizer=optimizer, lr=0.01, epochs=3, batch_size=100, affine=0.0, model={}
+            recipes.RECIPES["airbench"]["best"],
+            optimizer=optimizer,
+            lr=0.01,
+            epochs=3,
+            batch_size=100,
+            affine=0.0,
+            model={},
         )
         captured, losses = self.fitted(tmp_path / "captured.safetensors", recipe)
 
@@ -652,7 +659,7 @@ def test_rates_that_a_gpu_reads_move_as_far() -> None:
     for on_device in (False, True):
         torch.manual_seed(0)
         model = models.build("airbench", widths=(24, 24, 24))
-        optimizer = build_optimizer(model, recipes.CLASSIFIERS["fast"])
+        optimizer = build_optimizer(model, recipes.RECIPES["airbench"]["fast"])
         if on_device:
             keep_rates_on(torch.device("cpu"), optimizer)
         for factor in (1.0, 0.5):
@@ -666,8 +673,8 @@ def test_rates_that_a_gpu_reads_move_as_far() -> None:
 
 
 def test_a_run_turns_where_its_steps_change() -> None:
-    assert recipes.CLASSIFIERS["fast"].turns == [0.0, 1 / 3, 0.6]
-    assert recipes.FINETUNE.turns == [0.5, 0.9]
+    assert recipes.RECIPES["airbench"]["fast"].turns == [0.0, 1 / 3, 0.6]
+    assert recipes.FINE_TUNED_ENCODER["airbench"].turns == [0.5, 0.9]
 
 
 def test_a_calibration_undoes_what_was_done_to_the_logits() -> None:
@@ -770,7 +777,7 @@ class TestOptimizers:
     def test_airbench_keeps_the_norm_of_filters_and_moves_everything_else_by_sgd(self) -> None:
         torch.manual_seed(0)
         model = models.build("airbench", widths=(24, 24, 24))
-        optimizer = build_optimizer(model, recipes.CLASSIFIERS["fast"])
+        optimizer = build_optimizer(model, recipes.RECIPES["airbench"]["fast"])
         images = torch.rand(16, 3, 32, 32)
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         torch.nn.functional.cross_entropy(model(images), torch.arange(16) % 10).backward()

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-import cifarctl
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
 from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, write_line
@@ -21,6 +20,7 @@ from cifarctl.cli.train_clf import train_clf
 from cifarctl.distributed import process_number
 from cifarctl.errors import CifarctlError, Interrupted
 from cifarctl.hardware import is_lacking_on_mps, is_out_of_memory, reuse_memory
+from cifarctl.version import __version__
 
 
 def _help(command: Callable[..., None]) -> str:
@@ -42,7 +42,7 @@ for _command in (download, train_ae, train_clf, evaluate, reconstruct, predict):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        write_line(f"cifarctl {cifarctl.__version__}")
+        write_line(f"cifarctl {__version__}")
         raise typer.Exit
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from cifarctl import models
-from cifarctl.training.recipes import Recipe
+from cifarctl.training.recipes import Recipe, names
 
 _DATA = ("cifar10", "cifar100", "synthetic")
 
@@ -32,6 +32,12 @@ def complete_data(incomplete: str) -> list[str]:
 def complete_arch(kind: models.Kind) -> Callable[[str], list[str]]:
     """The registered models of a kind."""
     return lambda incomplete: [name for name in models.names(kind) if name.startswith(incomplete)]
+
+
+def complete_recipe(kind: models.Kind) -> Callable[[str], list[str]]:
+    """The recipes of the registered models of a kind."""
+    found = dict.fromkeys(recipe for name in models.names(kind) for recipe in names(name))
+    return lambda incomplete: [recipe for recipe in found if recipe.startswith(incomplete)]
 
 
 def complete_field(incomplete: str) -> list[str]:

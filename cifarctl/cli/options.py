@@ -138,6 +138,15 @@ Assignments = Annotated[
         rich_help_panel=TRAINING_PANEL,
     ),
 ]
+PrintRecipe = Annotated[
+    bool,
+    typer.Option(
+        "--print-recipe",
+        metavar="",
+        help="Print every value that the training would use, as --set takes it, and do not train.",
+        rich_help_panel=TRAINING_PANEL,
+    ),
+]
 LearningRate = Annotated[
     float | None, typer.Option("--lr", min=0.0, metavar="X", help="Peak learning rate.", rich_help_panel=TRAINING_PANEL)
 ]

@@ -6,10 +6,9 @@ import typer
 
 from cifarctl import models
 from cifarctl.cli import options as opt
-from cifarctl.cli.completion import complete_arch
+from cifarctl.cli.completion import complete_arch, complete_recipe
 from cifarctl.cli.output import Output
 from cifarctl.startup import large_imports, wake_gpu
-from cifarctl.training.recipes import AutoencoderRecipe
 
 
 def train_ae(
@@ -35,8 +34,10 @@ def train_ae(
         ),
     ] = None,
     recipe: Annotated[
-        AutoencoderRecipe,
+        str,
         typer.Option(
+            metavar="NAME",
+            autocompletion=complete_recipe("autoencoder"),
             help="fast: minutes. best: half a minute on a GPU, hours without; 0.7 dB more.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),
@@ -47,6 +48,7 @@ def train_ae(
     weight_decay: opt.WeightDecay = None,
     ema: opt.Ema = None,
     assignments: opt.Assignments = None,
+    print_recipe: opt.PrintRecipe = False,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
@@ -91,6 +93,7 @@ def train_ae(
         ),
         out,
         Output(json=json, quiet=quiet),
+        print_recipe=print_recipe,
         resume=resume,
         overwrite=overwrite,
         offline=offline,

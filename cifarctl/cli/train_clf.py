@@ -7,10 +7,10 @@ import typer
 
 from cifarctl import models
 from cifarctl.cli import options as opt
-from cifarctl.cli.completion import complete_arch, complete_model
+from cifarctl.cli.completion import complete_arch, complete_model, complete_recipe
 from cifarctl.cli.output import Output
 from cifarctl.startup import large_imports, wake_gpu
-from cifarctl.training.recipes import ClassifierRecipe, ClassWeights
+from cifarctl.training.recipes import ClassWeights
 
 
 def train_clf(
@@ -51,8 +51,10 @@ def train_clf(
         ),
     ] = None,
     recipe: Annotated[
-        ClassifierRecipe,
+        str,
         typer.Option(
+            metavar="NAME",
+            autocompletion=complete_recipe("classifier"),
             help="fast: minutes. best: eight times as long, 2 points more. max: minutes on a GPU, many hours without.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),
@@ -81,6 +83,7 @@ def train_clf(
     ] = None,
     ema: opt.Ema = None,
     assignments: opt.Assignments = None,
+    print_recipe: opt.PrintRecipe = False,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
@@ -136,6 +139,7 @@ def train_clf(
         ),
         out,
         Output(json=json, quiet=quiet),
+        print_recipe=print_recipe,
         resume=resume,
         overwrite=overwrite,
         offline=offline,

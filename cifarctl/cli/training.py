@@ -29,17 +29,23 @@ def run_training(
     out: Path | None,
     output: Output,
     *,
+    print_recipe: bool,
     resume: bool,
     overwrite: bool,
     offline: bool,
 ) -> None:
-    """Train as `options` say, show it, and give the summary."""
+    """Train as `options` say, show it, and give the summary; or only print the recipe."""
     from cifarctl.cli.download import ensure_data
-    from cifarctl.training.options import TrainOptions, check
+    from cifarctl.training.options import TrainOptions, assignment, check
     from cifarctl.training.run_dir import RunDir
     from cifarctl.training.session import train
     from cifarctl.training.signals import raised_signals
 
+    if print_recipe:
+        check(options)
+        values = options.recipe_values
+        output.result(values, lambda: "\n".join(assignment(*item) for item in values.items()))
+        return
     command = str(context.info_name)
     if may_restart() and out is None:
         raise UsageError("torchrun --max-restarts: a restart must find the run", hint="name its folder with --out")
@@ -72,9 +78,9 @@ def run_training(
 def _remark_slow(options: "TrainOptions", output: Output) -> None:
     """Say how long a recipe that is made for a GPU takes without one."""
     from cifarctl.hardware import select_device
-    from cifarctl.training.recipes import CPU_HOURS_AN_EPOCH
+    from cifarctl.training.recipes import CPU_HOURS_PER_EPOCH
 
-    hours = CPU_HOURS_AN_EPOCH.get((options.kind, options.recipe), 0.0) * options.settings.epochs
+    hours = CPU_HOURS_PER_EPOCH.get((options.model_name, options.recipe), 0.0) * options.resolved_recipe.epochs
     if hours >= 1 and not options.limit and select_device(options.device).type == "cpu":
         output.status(
             f"--recipe {options.recipe} takes about {hours:.0f} hours on two cores, and minutes on a GPU. "
@@ -94,7 +100,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
         raise UsageError(f"--resume: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}")
 
     def value(options: "TrainOptions", name: str) -> Any:
-        return getattr(options, name, None) if hasattr(options, name) else getattr(options.settings, name, None)
+        return getattr(options, name, None) if hasattr(options, name) else getattr(options.resolved_recipe, name, None)
 
     given, stored = given.located(), stored.located()
     anew = {}

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifarctl.hardware import memory_format, runs_kernels
+from cifarctl.data.dataset import to_float
+from cifarctl.hardware import runs_kernels
 
 
 def flip(images: Tensor, chosen: Tensor) -> Tensor:
@@ -170,12 +171,6 @@ def mix(images: Tensor, targets: Tensor, *, mixup: float, cutmix: float) -> tupl
     taken = torch.where(kind < cutmix, rectangle.float(), share * (kind < cutmix + mixup))
     fraction = taken.mean((1, 2, 3))[:, None]
     return torch.lerp(images, images.roll(1, 0), taken), torch.lerp(targets, targets.roll(1, 0), fraction)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1], in memory as `hardware.memory_format` says."""
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    return scaled.contiguous(memory_format=memory_format(images.device))
 
 
 def scale(images: Tensor, side: int) -> Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cifarctl.hardware import memory_format
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -27,3 +29,9 @@ class Dataset:
     def take(self, indices: Tensor) -> "Dataset":
         """The examples at `indices`, int64 (M,), in that order."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1], in memory as `hardware.memory_format` says."""
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    return scaled.contiguous(memory_format=memory_format(images.device))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from torch import nn
+    from cifarctl.models.base import Model
 
 Kind = Literal["autoencoder", "classifier"]
 
@@ -45,22 +45,27 @@ def names(kind: Kind) -> list[str]:
     return [name for name, spec in REGISTRY.items() if spec.kind == kind]
 
 
-def build(name: str, **config: Any) -> "nn.Module":
+def build(name: str, *, encoder: dict[str, Any] | None = None, **config: Any) -> "Model":
     """Make a model of the registered `name` with fresh weights.
 
-    `config` is plain JSON, the arguments of the model's class. Raises KeyError on an unknown name, TypeError or
-    ValueError on arguments that the model does not take.
+    `config` is plain JSON, the arguments of the model's class. encoder: {"model": NAME, "config": {…}} of the
+    autoencoder whose latents a classifier sees. Raises KeyError on an unknown name, TypeError or ValueError on
+    arguments that the model does not take.
     """
-    model: nn.Module = _class_of(name)(**config)
-    return model
+    if encoder is None:
+        return model_class(name)(**config)
+    if REGISTRY[encoder["model"]].kind != "autoencoder":
+        raise ValueError(f"encoder is {encoder['model']!r}, which is no autoencoder")
+    return model_class(name)(encoder=build(encoder["model"], **encoder["config"]), **config)
 
 
-def arguments(name: str) -> list[str]:
-    """What `build` takes for the registered `name`."""
-    return list(inspect.signature(_class_of(name)).parameters)
+def arguments(name: str) -> dict[str, Any]:
+    """What `build` takes for the registered `name`, with the defaults."""
+    return {key: argument.default for key, argument in inspect.signature(model_class(name)).parameters.items()}
 
 
-def _class_of(name: str) -> "type[nn.Module]":
+def model_class(name: str) -> "type[Model]":
+    """The class of the registered `name`, which is imported now. Raises KeyError on an unknown one."""
     spec = REGISTRY[name]
-    found: type[nn.Module] = getattr(importlib.import_module(f"cifarctl.models.{spec.module}"), spec.class_name)
+    found: type[Model] = getattr(importlib.import_module(f"cifarctl.models.{spec.module}"), spec.class_name)
     return found

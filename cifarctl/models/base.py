@@ -2,12 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from cifarctl import models
 from cifarctl.models.layers import check_range
 
 # Of a probability that smoothing alone explains, what is left of it.
@@ -58,27 +57,25 @@ class Classifier(Model):
     Outside training they are `calibrated`: that changes no prediction, but makes their softmax as confident as the
     model is right. temperature, smoothing: buffers for it, set after training (`training.calibration`).
 
-    encoder: {"model": NAME, "config": {…}} of the autoencoder whose latents are all that the model knows of an image;
-    None for the pixels.
+    encoder: the autoencoder whose latents are all that the model knows of an image; None for the pixels.
+    feature_kind: what `features` returns: images, (N, 3, H, W), whose size may vary, or vectors, (N, D).
     """
 
+    feature_kind: ClassVar[Literal["images", "vectors"]] = "images"
     temperature: Tensor
     smoothing: Tensor
 
-    def __init__(self, classes: int, encoder: dict[str, Any] | None = None) -> None:
+    def __init__(self, classes: int, encoder: Autoencoder | None = None) -> None:
         super().__init__()
         check_range(classes=(classes, 2, 100_000))
         self.classes = classes
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("smoothing", torch.zeros(()))
-        autoencoder = None if encoder is None else models.build(encoder["model"], **encoder["config"])
-        if not isinstance(autoencoder, Autoencoder | None):
-            raise ValueError(f"encoder is {encoder and encoder['model']!r}, which is no autoencoder")
-        self.encoder = autoencoder
+        self.encoder = encoder
 
-    @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """Images -> what `classify` sees of them, (N, …)."""
+        """Images -> what `classify` sees of them: the images themselves, or their reconstructions, (N, 3, H, W)."""
+        return x if self.encoder is None else self.encoder(x)
 
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:

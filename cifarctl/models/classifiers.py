@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cifarctl.hardware import algebra_device
-from cifarctl.models.base import Classifier
+from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.models.fused import cast_for_autocast, norm_silu, whiten_silu
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, Normalize, check_range
 
@@ -36,7 +36,7 @@ class Airbench(Classifier):
         depth: int | tuple[int, int, int] = 2,
         whiten_bias: bool = False,
         pool: Pool = "max",
-        encoder: dict[str, Any] | None = None,
+        encoder: Autoencoder | None = None,
     ) -> None:
         super().__init__(classes, encoder)
         depths = (depth,) * 3 if isinstance(depth, int) else depth
@@ -72,10 +72,6 @@ class Airbench(Classifier):
         filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
         with torch.no_grad():
             self.whiten.weight.copy_(torch.cat((filters, -filters)))
-
-    def features(self, x: Tensor) -> Tensor:
-        """Images as they are, or as the autoencoder's latents have them, (N, 3, H, W)."""
-        return x if self.encoder is None else self.encoder(x)
 
     def classify(self, features: Tensor) -> Tensor:
         x = whiten_silu(self.normalize, self.whiten, features)
@@ -136,12 +132,14 @@ class MLP(Classifier):
     encoder: see Classifier.
     """
 
+    feature_kind: ClassVar[Literal["images", "vectors"]] = "vectors"
+
     def __init__(
         self,
         classes: int = 10,
         hidden: tuple[int, ...] = (1024, 512),
         dropout: float = 0.3,
-        encoder: dict[str, Any] | None = None,
+        encoder: Autoencoder | None = None,
     ) -> None:
         super().__init__(classes, encoder)
         check_range(layers=(len(hidden), 0, 32))

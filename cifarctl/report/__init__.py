@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cifarctl import __version__
 from cifarctl.files import write_text
 from cifarctl.names import printable
 from cifarctl.report.sections import (
@@ -22,6 +21,7 @@ from cifarctl.report.sections import (
     autoencoder_section,
     classifier_section,
 )
+from cifarctl.version import __version__
 from cifarctl.wording import (
     COMPARED,
     METRIC_MEANINGS,

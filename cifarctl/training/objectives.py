@@ -20,8 +20,8 @@ from cifarctl.data.augment import (
     scale,
     shifted_flipped,
     shifts,
-    to_float,
 )
+from cifarctl.data.dataset import to_float
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
 from cifarctl.inference import classify_seen, predict_logits, reconstruct, see
@@ -95,7 +95,7 @@ class _OnImages:
     ) -> tuple[Tensor, Tensor]:
         images = augment_images(batch, indices, epoch, self.recipe, self.seed)
         images, targets = self.targets(images, labels)
-        side = next((side for until, side in self.recipe.sides if progress < until), images.shape[-1])
+        side = next((side for until, side in self.recipe.image_sizes if progress < until), images.shape[-1])
         return scale(images, side), targets
 
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

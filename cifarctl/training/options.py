@@ -1,25 +1,28 @@
 """What a training run is asked to do: every option, which of them fit together, and the recipe that they lead to."""
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-import cifarctl
 from cifarctl import models
 from cifarctl.data import Source, locate
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Device, Precision, select_device, select_precision
+from cifarctl.models.base import Classifier, Model
 from cifarctl.shell import command_line
 from cifarctl.training import recipes
-from cifarctl.training.recipes import Recipe, RecipeName
+from cifarctl.training.recipes import Recipe
+from cifarctl.version import __version__
 
 # Options that do not change what is learnt, or are spelled otherwise on the command line.
 _NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard"})
 # Options that runs of cifarctl 0.2 have. They said how to compute, not what.
 _GONE = frozenset({"compile"})
+# Fields of recipes that had another name in version 0.2.
+_RENAMED = {"sides": "image_sizes"}
 # Arguments of models that the data and other options decide.
 _DECIDED = frozenset({"classes", "encoder", "latent_dim"})
 # Fields of a recipe with an option of their own.
@@ -35,8 +38,7 @@ class TrainOptions:
     arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
     encoder: for a classifier, the weights file or run folder of the autoencoder whose latents are all that it sees.
     finetune: train that one too. teacher: the weights file or run folder of the classifier whose answers are learnt
-    instead of the labels. recipe: of an autoencoder, or of convolutions that are trained alone. overrides: fields of
-    the recipe, by name.
+    instead of the labels. recipe: one of the architecture's, by name. overrides: fields of the recipe, by name.
     """
 
     kind: models.Kind
@@ -49,7 +51,7 @@ class TrainOptions:
     encoder: str | None = None
     finetune: bool = False
     teacher: str | None = None
-    recipe: RecipeName = "fast"
+    recipe: str = "fast"
     overrides: dict[str, Any] | None = None
     limit: int | None = None
     device: Device = "auto"
@@ -77,22 +79,27 @@ class TrainOptions:
         return self.arch or models.names(self.kind)[0]
 
     @property
-    def settings(self) -> Recipe:
-        """The recipe's values for this task, with the overrides."""
-        if self.kind == "autoencoder":
-            recipe = recipes.AUTOENCODERS[self.recipe]
-        elif self.model_name == "mlp":
-            recipe = recipes.HEAD
-        elif self.finetune:
-            recipe = recipes.FINETUNE
-        elif self.encoder and self.recipe == "fast":
-            recipe = recipes.PICTURES
-        else:
-            recipe = recipes.CLASSIFIERS[self.recipe]
+    def resolved_recipe(self) -> Recipe:
+        """The architecture's recipe with the overrides. Raises UsageError."""
+        encoder: Literal["none", "frozen", "fine-tuned"] = "none"
+        if self.encoder:
+            encoder = "fine-tuned" if self.finetune else "frozen"
+        try:
+            recipe = recipes.recipe_for(self.model_name, self.recipe, encoder)
+        except ValueError as error:
+            raise UsageError(f"--recipe {self.recipe}: {error}") from None
         try:
             return recipe.changed(self.overrides or {})
         except ValueError as error:
             raise UsageError(f"recipe: {error}", hint="--set FIELD=VALUE, --epochs and their like set them") from None
+
+    @property
+    def recipe_values(self) -> dict[str, Any]:
+        """Every field that `--set` takes and its value; the model's arguments as `model.NAME`. Raises UsageError."""
+        recipe = asdict(self.resolved_recipe)
+        given = recipe.pop("model")
+        known = {name: default for name, default in models.arguments(self.model_name).items() if name not in _DECIDED}
+        return recipe | {f"model.{name}": value for name, value in (known | given).items()}
 
     @property
     def command(self) -> str:
@@ -106,8 +113,7 @@ class TrainOptions:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         overrides |= {f"model.{name}": value for name, value in overrides.pop("model", {}).items()}
         for name, value in overrides.items():
-            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-            words += ["--set", f"{name}={text}"]
+            words += ["--set", assignment(name, value)]
         return command_line(words)
 
     @classmethod
@@ -116,8 +122,16 @@ class TrainOptions:
         options = config.get("options")
         known = {option.name for option in fields(cls)}
         if not isinstance(options, dict) or set(options) - known - _GONE or "kind" not in options:
-            raise RunDirError(f"{path}: its options are not those of this version ({cifarctl.__version__})")
+            raise RunDirError(f"{path}: its options are not those of this version ({__version__})")
+        overrides = options.get("overrides")
+        if isinstance(overrides, dict):
+            options = {**options, "overrides": {_RENAMED.get(name, name): value for name, value in overrides.items()}}
         return cls(**{name: value for name, value in options.items() if name not in _GONE})
+
+
+def assignment(name: str, value: Any) -> str:
+    """A field of the recipe and its value as `--set` takes them."""
+    return f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
 def _without_effect(options: TrainOptions) -> set[str]:
@@ -128,14 +142,32 @@ def _without_effect(options: TrainOptions) -> set[str]:
     if not options.teacher:
         fields_unused |= {"teacher_temperature"}
     if options.kind == "autoencoder":
-        fields_unused |= {"mixup", "cutmix", "label_smoothing", "class_weights", "sides"}
-    elif options.teacher:
+        return fields_unused | {"mixup", "cutmix", "label_smoothing", "class_weights", "image_sizes"}
+    if options.teacher:
         fields_unused |= {"label_smoothing", "class_weights"}
-    if options.model_name == "mlp":
-        fields_unused |= {"sides"}
+    if _feature_kind(options.model_name) == "vectors":
+        fields_unused |= {"image_sizes"}
         if options.encoder and not options.finetune:
             fields_unused |= {"affine", "jitter", "cutout", "mixup", "cutmix"}
     return fields_unused
+
+
+def _feature_kind(name: str) -> str:
+    found = models.model_class(name)
+    return found.feature_kind if issubclass(found, Classifier) else "images"
+
+
+def _latent_dim(options: TrainOptions) -> dict[str, Any]:
+    return {} if options.latent_dim is None else {"latent_dim": options.latent_dim}
+
+
+def _learned_scale(model: Model) -> str | None:
+    """The name of a parameter that scales what a norm has made, if one is trained."""
+    norms = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.GroupNorm, torch.nn.LayerNorm)
+    for name, module in model.named_modules():
+        if isinstance(module, norms) and module.weight is not None and module.weight.requires_grad:
+            return f"{name}.weight"
+    return None
 
 
 def check(options: TrainOptions) -> None:
@@ -143,34 +175,28 @@ def check(options: TrainOptions) -> None:
     kind, name = options.kind, options.model_name
     if name not in models.names(kind):
         raise UsageError(f"--arch {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
-    if options.recipe != "fast" and (name in ("mlp", "conv2") or options.finetune):
-        raise UsageError(
-            f"--recipe {options.recipe}: for convolutions that are trained alone",
-            hint="leave it out with --arch mlp, --arch conv2 or --finetune",
-        )
-    if kind == "autoencoder" and options.recipe not in recipes.AUTOENCODERS:
-        raise UsageError(f"--recipe {options.recipe}: no autoencoder has it", hint="fast or best")
     if options.teacher and (options.encoder or kind == "autoencoder"):
         raise UsageError("--teacher: for a classifier of images", hint="leave out --encoder")
     if options.finetune and not options.encoder:
         raise UsageError("--finetune: there is no --encoder to fine-tune")
-    arguments = options.settings.model
+    recipe = options.resolved_recipe
     if idle := sorted(_without_effect(options) & (options.overrides or {}).keys()):
         raise UsageError(f"recipe: {', '.join(idle)}: no use in this training", hint="leave it out")
     known = [argument for argument in models.arguments(name) if argument not in _DECIDED]
-    if unknown := next((argument for argument in arguments if argument not in known), None):
+    if unknown := next((argument for argument in recipe.model if argument not in known), None):
         raise UsageError(f"recipe: {name} has no argument {unknown}, only: {', '.join(known)}")
     try:
         with torch.device("meta"):
-            model = models.build(
-                name, **arguments, **({"latent_dim": options.latent_dim} if options.latent_dim else {})
-            )
+            model = models.build(name, **{**recipe.model, **_latent_dim(options)})
     except ValueError as error:
         given = f"--latent-dim {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
         raise UsageError(f"{given}: {error}") from None
     parameters = {parameter for parameter, _ in model.named_parameters()}
-    if unknown := next(
-        (parameter for parameter in options.settings.trained_until if parameter not in parameters), None
-    ):
+    if unknown := next((parameter for parameter in recipe.trained_until if parameter not in parameters), None):
         raise UsageError(f"recipe: trained_until names {unknown}, which {name} does not have")
+    if recipe.optimizer == "airbench" and (scale := _learned_scale(model)):
+        raise UsageError(
+            f"recipe: optimizer airbench has no learning rate for {scale}, a norm's scale",
+            hint="--set optimizer=adamw or muon, with an --lr that suits it",
+        )
     select_precision(options.precision, select_device(options.device))

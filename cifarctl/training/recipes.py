@@ -1,21 +1,16 @@
-"""The values that training runs with: one frozen set a task, in one place. Any option of the command line overrides its
-field.
-"""
+"""The values that training runs with, by architecture and name, all in one place. Any field can be overridden."""
 
 import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-AutoencoderRecipe = Literal["fast", "best"]
-ClassifierRecipe = Literal["fast", "best", "max"]
-RecipeName = ClassifierRecipe  # all of them
 ClassWeights = Literal["none", "balanced"]
 
 _COUNTS = ("epochs", "batch_size")
 _FRACTIONS = ("thaw", "warmup", "label_smoothing", "affine", "jitter", "mixup", "cutmix", "ema")
 
 
-def _are_sides(value: Any) -> bool:
+def _are_image_sizes(value: Any) -> bool:
     pairs = value if isinstance(value, list | tuple) else (None,)
     return all(
         isinstance(pair, list | tuple)
@@ -28,26 +23,27 @@ def _are_sides(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train one kind of model.
+    """How to train a model.
 
-    epochs: passes over the training split. batch_size: images a step.
+    epochs: passes over the training split. batch_size: images per step.
     optimizer: "airbench" (Muon for convolutions that a norm follows, SGD for the rest), "muon" or "adamw".
     lr: peak learning rate, of the convolutions under airbench. weight_decay: decoupled; a step at the peak rate shrinks
         a weight by lr · weight_decay of itself under AdamW, by weight_decay under airbench's SGD. Muon has none.
-    encoder_lr: peak learning rate of the autoencoder that a classifier fine-tunes. thaw: the part of all steps after
-        which it is trained too.
-    warmup: the part of all steps in which the rate rises from zero. schedule: how it falls to zero after that.
+    encoder_lr: peak learning rate of the autoencoder that a classifier fine-tunes. thaw: the fraction of all steps
+        after which it is trained too.
+    warmup: the fraction of all steps in which the rate rises from zero. schedule: how it falls to zero after that.
     label_smoothing: of the cross-entropy; autoencoders ignore it. class_weights: "balanced" makes all classes count the
         same in it, however many images they have.
-    flip: left-right mirroring. crop: shift by up to so many pixels. cutout: side of a grey square; 0 is none.
-    affine: the part of the images that are zoomed, turned and sheared. jitter: how far brightness, contrast and
-        saturation vary, as a part of themselves.
+    flip: left-right mirroring. crop: shift by at most this many pixels. cutout: side of a grey square; 0 is none.
+    affine: the fraction of the images that are zoomed, turned and sheared. jitter: how far brightness, contrast and
+        saturation vary, as a fraction of themselves.
     mixup: the fraction of the images that are blended with another. cutmix: the fraction that get a rectangle of
         another.
     teacher_temperature: what the logits of a teacher, and those that learn from it, are divided by.
     ema: decay of the moving average of the weights that is validated and kept; 0 is none.
-    sides: (until, pixels) pairs: images are scaled to `pixels` a side while less than `until` of all steps is done.
-    trained_until: parts of all steps, by parameter: after that it stays as it is.
+    image_sizes: (until, pixels) pairs: images are scaled to `pixels` × `pixels` while the fraction of steps that are
+        done is below `until`.
+    trained_until: by parameter, the fraction of all steps after which it stays as it is.
     model: arguments of the model's class.
     """
 
@@ -71,7 +67,7 @@ class Recipe:
     cutmix: float = 0.0
     teacher_temperature: float = 1.4
     ema: float = 0.0
-    sides: tuple[tuple[float, int], ...] = ()
+    image_sizes: tuple[tuple[float, int], ...] = ()
     trained_until: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
 
@@ -87,8 +83,8 @@ class Recipe:
                 raise ValueError(f"{name} is {value!r}, not a number from 0")
             if name in _FRACTIONS and value > 1:
                 raise ValueError(f"{name} is {value!r}, not from 0 to 1")
-            if name == "sides" and not _are_sides(value):
-                raise ValueError(f"sides is {value!r}, not pairs of a fraction of the steps and 16 to 32 pixels")
+            if name == "image_sizes" and not _are_image_sizes(value):
+                raise ValueError(f"image_sizes is {value!r}, not pairs of a fraction of the steps and 16 to 32 pixels")
             if hint == dict[str, Any] and not isinstance(value, dict):
                 raise ValueError(f"{name} is {value!r}: its fields are set one by one, as {name}.NAME")
         if self.mixup + self.cutmix > 1:
@@ -104,11 +100,26 @@ class Recipe:
 
     @property
     def turns(self) -> list[float]:
-        """The parts of all steps after which a step does other things than before, in order."""
-        return sorted({self.thaw, *(until for until, _ in self.sides), *self.trained_until.values()})
+        """The fractions of all steps after which a step does other things than before, in order."""
+        return sorted({self.thaw, *(until for until, _ in self.image_sizes), *self.trained_until.values()})
 
 
-AUTOENCODERS: dict[RecipeName, Recipe] = {
+# For an architecture without recipes of its own: nothing here depends on how a model is built.
+PLAIN = Recipe(
+    epochs=20,
+    batch_size=128,
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=0.05,
+    encoder_lr=1e-4,
+    warmup=0.1,
+    schedule="cosine",
+    label_smoothing=0.1,
+    flip="random",
+    crop=2,
+)
+
+_RESCONV: dict[str, Recipe] = {
     "fast": Recipe(
         # Eight gain 0.1 dB on val at 256 floats and 0.9 at 512, but take 16 minutes on two cores without AMX, not 9.
         epochs=4,
@@ -155,7 +166,7 @@ AUTOENCODERS: dict[RecipeName, Recipe] = {
 # 88.32 %; the same, but all images in the last 15 %: 89.81 %, 88.23 %. Of 1,024 augmented images the 512 that a small
 # net finds hardest, as in airbench96_faster (Jordan, 2024): 89.59 %, 88.02 %, for a fifth more time and the small
 # net's. One run each.
-CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
+_AIRBENCH: dict[str, Recipe] = {
     "fast": Recipe(
         epochs=9,
         batch_size=512,
@@ -165,7 +176,7 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         label_smoothing=0.2,
         flip="alternating",
         crop=2,
-        sides=((0.6, 24),),
+        image_sizes=((0.6, 24),),
         trained_until={"whiten.bias": 1 / 3},
         model={"depth": (2, 3, 3), "whiten_bias": True, "pool": "max+mean"},
     ),
@@ -190,13 +201,13 @@ CLASSIFIERS: dict[ClassifierRecipe, Recipe] = {
         cutout=12,
         affine=0.5,
         jitter=0.2,
-        sides=((0.5, 24),),
+        image_sizes=((0.5, 24),),
         trained_until={"whiten.bias": 1 / 3},
         model={"widths": (96, 288, 320), "depth": 3, "whiten_bias": True, "pool": "max+mean"},
     ),
 }
-CLASSIFIERS["max"] = replace(
-    CLASSIFIERS["best"],
+_AIRBENCH["max"] = replace(
+    _AIRBENCH["best"],
     epochs=160,
     batch_size=1024,
     lr=0.12,
@@ -206,17 +217,13 @@ CLASSIFIERS["max"] = replace(
     mixup=0.2,
     cutmix=0.5,
     ema=0.999,
-    model={**CLASSIFIERS["best"].model, "widths": (192, 576, 768)},
+    model={**_AIRBENCH["best"].model, "widths": (192, 576, 768)},
 )
 
 # Of recipes that a GPU takes a minute or two for: on 48,000 images, on two EPYC cores with AVX512-BF16.
-CPU_HOURS_AN_EPOCH = {("classifier", "max"): 0.09, ("autoencoder", "best"): 0.05}
+CPU_HOURS_PER_EPOCH = {("airbench", "max"): 0.09, ("resconv", "best"): 0.05}
 
-# Convolutions on what a frozen autoencoder draws: 86.14 % on test. What the newer parts of `fast` gain here is untried.
-PICTURES = replace(CLASSIFIERS["fast"], trained_until={}, model={})
-
-# Fully connected layers on latents, or on pixels.
-HEAD = Recipe(
+_MLP = Recipe(
     epochs=30,
     batch_size=512,
     optimizer="adamw",
@@ -230,10 +237,7 @@ HEAD = Recipe(
     crop=2,
 )
 
-# Convolutions on what an autoencoder draws, then the autoencoder with them: the gradient of layers that know nothing
-# yet only spoils it (Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution",
-# 2022, arXiv:2202.10054).
-FINETUNE = Recipe(
+_AIRBENCH_FINE_TUNING = Recipe(
     epochs=24,
     batch_size=512,
     optimizer="airbench",
@@ -246,6 +250,41 @@ FINETUNE = Recipe(
     crop=4,
     cutout=8,
     affine=0.5,
-    sides=((0.5, 24),),
+    image_sizes=((0.5, 24),),
     model={"widths": (96, 288, 320), "depth": 3},
 )
+
+# By architecture, then by name; "fast" is the default.
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "resconv": _RESCONV,
+    "conv2": {"fast": _RESCONV["fast"]},
+    "airbench": _AIRBENCH,
+    "mlp": {"fast": _MLP},
+}
+# Instead of an architecture's "fast", if it sees a frozen autoencoder's latents: airbench had 86.14 % on test. What the
+# newer values of its "fast" gain here is untried.
+FROZEN_ENCODER = {"airbench": replace(_AIRBENCH["fast"], trained_until={}, model={})}
+# Instead of "fast", if it fine-tunes an autoencoder. First the convolutions alone: the gradient of untrained layers
+# only spoils the autoencoder (Kumar et al., "Fine-tuning can distort pretrained features and underperform
+# out-of-distribution", 2022, arXiv:2202.10054).
+FINE_TUNED_ENCODER = {"airbench": _AIRBENCH_FINE_TUNING}
+
+
+def names(architecture: str) -> list[str]:
+    """The recipes that an architecture has, the default first."""
+    return list(_recipes(architecture))
+
+
+def recipe_for(architecture: str, name: str, encoder: Literal["none", "frozen", "fine-tuned"] = "none") -> Recipe:
+    """An architecture's recipe; `PLAIN` for one that has none. Raises ValueError on an unknown name."""
+    if name not in (known := _recipes(architecture)):
+        raise ValueError(f"{architecture} has no recipe {name}, only: {', '.join(known)}")
+    instead = {"none": {}, "frozen": FROZEN_ENCODER, "fine-tuned": FINE_TUNED_ENCODER}[encoder]
+    recipe = instead.get(architecture, known[name]) if name == "fast" else known[name]
+    if encoder == "fine-tuned" and not recipe.encoder_lr:
+        raise ValueError(f"{architecture}'s recipe {name} has no rate to fine-tune an autoencoder with")
+    return recipe
+
+
+def _recipes(architecture: str) -> dict[str, Recipe]:
+    return RECIPES.get(architecture, {"fast": PLAIN})

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-import cifarctl
 from cifarctl import models, weights
 from cifarctl.data import Dataset
 from cifarctl.data.fingerprint import describe_changes
@@ -28,7 +27,6 @@ from cifarctl.evaluation import (
 from cifarctl.hardware import Precision, reuse_memory, select_device, select_precision
 from cifarctl.inference import reconstruct
 from cifarctl.models.base import Autoencoder, Classifier, Model
-from cifarctl.models.classifiers import MLP
 from cifarctl.startup import import_beside, load_gpu_libraries
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.loop import Encoding, EpochDone, Fitted, StepDone, fit
@@ -44,6 +42,7 @@ from cifarctl.training.objectives import (
 from cifarctl.training.options import TrainOptions, check
 from cifarctl.training.recipes import Recipe
 from cifarctl.training.run_dir import EpochFiles, RunDir, TensorBoardLog
+from cifarctl.version import __version__
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _train(
     options: TrainOptions, out: Path, device: torch.device, ranks: Ranks, *, resume: bool, overwrite: bool
 ) -> Iterator[Event]:
     precision = select_precision(options.precision, device)
-    recipe = options.settings
+    recipe = options.resolved_recipe
     if device.type == "cpu":
         reuse_memory()
     libraries = load_gpu_libraries(device) if device.type == "cuda" else None
@@ -258,7 +257,7 @@ def _build(
         encoder, encoder_info = weights.load_autoencoder(encoder_path, device)
         config["encoder"] = {"model": encoder_info.model, "config": encoder_info.config}
     torch.manual_seed(options.seed)
-    model: Model = models.build(options.model_name, **config)  # type: ignore[assignment]
+    model = models.build(options.model_name, **config)
     model.to(device)
     if encoder is not None:
         assert isinstance(model, Classifier)
@@ -281,11 +280,12 @@ def _objective(
         return Reconstruction(model, recipe, options.seed)
     assert isinstance(model, Classifier)
     weights_of_classes = balanced_weights(train_set) if recipe.class_weights == "balanced" else None
-    if not options.encoder or (isinstance(model, MLP) and options.finetune):
+    takes_vectors = model.feature_kind == "vectors"
+    if not options.encoder or (takes_vectors and options.finetune):
         return Classification(model, recipe, options.seed, weights_of_classes, teacher)
-    pictures = ThawingPictures if options.finetune else FrozenPictures
-    frozen = FrozenLatents if isinstance(model, MLP) else pictures
-    return frozen(model, recipe, options.seed, precision, weights_of_classes)
+    of_images = ThawingPictures if options.finetune else FrozenPictures
+    objective = FrozenLatents if takes_vectors else of_images
+    return objective(model, recipe, options.seed, precision, weights_of_classes)
 
 
 def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precision: str) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _needed_later(options: TrainOptions) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    return {"cifarctl": cifarctl.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"cifarctl": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _log_sample(board: TensorBoardLog, model: Model, val_set: Dataset, epoch: int, precision: Precision) -> None:

@@ -23,7 +23,7 @@ from cifarctl.hardware import autocast, reuse_memory, select_device, select_prec
 from cifarctl.models.classifiers import Airbench
 from cifarctl.training.objectives import Classification
 from cifarctl.training.optim import build_optimizer
-from cifarctl.training.recipes import CLASSIFIERS
+from cifarctl.training.recipes import RECIPES
 
 GROUPS = {
     "convolution": ("convolution_backward", "mkldnn_convolution", "convolution", "_convolution", "conv2d"),
@@ -61,10 +61,10 @@ def group_of(event: FunctionEvent) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=CLASSIFIERS, default="fast")
+    parser.add_argument("--recipe", choices=RECIPES["airbench"], default="fast")
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
-    recipe = CLASSIFIERS[options.recipe]
+    recipe = RECIPES["airbench"][options.recipe]
     reuse_memory()
     device = select_device("cpu")
     precision = select_precision("auto", device)
@@ -85,7 +85,7 @@ def main() -> None:
         optimizer.step()
 
     times: dict[str, float] = defaultdict(float)
-    starts = (0.0, *(until for until, _ in recipe.sides))
+    starts = (0.0, *(until for until, _ in recipe.image_sizes))
     for start, end in zip(starts, (*starts[1:], 1.0), strict=True):
         for _ in range(4):
             step(start)

@@ -14,8 +14,8 @@ from queue import Full, Queue
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any
 
-import cifarctl
 from cifarctl.errors import DownloadError
+from cifarctl.version import __version__
 
 if TYPE_CHECKING:
     import httpx
@@ -144,7 +144,7 @@ def _stream(url: str, offset: int, context: SSLContext, trace: _Trace) -> Iterat
     import httpx
 
     # The bytes of the file and no others: some servers take a .gz for a page that they have compressed.
-    headers = {"User-Agent": f"cifarctl/{cifarctl.__version__}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"cifarctl/{__version__}", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
     address = httpx.URL(url)

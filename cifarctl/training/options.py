@@ -95,8 +95,9 @@ class TrainOptions:
 
     @property
     def recipe_values(self) -> dict[str, Any]:
-        """Every field that `--set` takes and its value; the model's arguments as `model.NAME`. Raises UsageError."""
-        recipe = asdict(self.resolved_recipe)
+        """Every field that this training uses; the model's arguments as `model.NAME`. Raises UsageError."""
+        unused = _without_effect(self)
+        recipe = {name: value for name, value in asdict(self.resolved_recipe).items() if name not in unused}
         given = recipe.pop("model")
         known = {name: default for name, default in models.arguments(self.model_name).items() if name not in _DECIDED}
         return recipe | {f"model.{name}": value for name, value in (known | given).items()}
@@ -191,6 +192,12 @@ def check(options: TrainOptions) -> None:
     except ValueError as error:
         given = f"--latent-dim {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
         raise UsageError(f"{given}: {error}") from None
+    except TypeError as error:  # a number where the class expects several, for one
+        values = ", ".join(assignment(f"model.{argument}", value) for argument, value in recipe.model.items())
+        raise UsageError(
+            f"the recipe's {values}: {name} cannot be built with it ({error})",
+            hint="--print-recipe without it shows what the values look like",
+        ) from None
     parameters = {parameter for parameter, _ in model.named_parameters()}
     if unknown := next((parameter for parameter in recipe.trained_until if parameter not in parameters), None):
         raise UsageError(f"recipe: trained_until names {unknown}, which {name} does not have")

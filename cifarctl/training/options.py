@@ -138,6 +138,8 @@ def assignment(name: str, value: Any) -> str:
 def _without_effect(options: TrainOptions) -> set[str]:
     """The fields of the recipe that this task does not look at."""
     fields_unused = set()
+    if options.resolved_recipe.optimizer == "muon":
+        fields_unused |= {"weight_decay"}
     if not options.finetune:
         fields_unused |= {"encoder_lr", "thaw"}
     if not options.teacher:

@@ -136,23 +136,19 @@ def assignment(name: str, value: Any) -> str:
 
 
 def _without_effect(options: TrainOptions) -> set[str]:
-    """The fields of the recipe that this task does not look at."""
-    fields_unused = set()
-    if options.resolved_recipe.optimizer == "muon":
-        fields_unused |= {"weight_decay"}
-    if not options.finetune:
-        fields_unused |= {"encoder_lr", "thaw"}
-    if not options.teacher:
-        fields_unused |= {"teacher_temperature"}
-    if options.kind == "autoencoder":
-        return fields_unused | {"mixup", "cutmix", "label_smoothing", "class_weights", "image_sizes"}
-    if options.teacher:
-        fields_unused |= {"label_smoothing", "class_weights"}
-    if _feature_kind(options.model_name) == "vectors":
-        fields_unused |= {"image_sizes"}
-        if options.encoder and not options.finetune:
-            fields_unused |= {"affine", "jitter", "cutout", "mixup", "cutmix"}
-    return fields_unused
+    """The fields of the recipe that this training does not look at."""
+    is_classifier, takes_vectors = options.kind == "classifier", _feature_kind(options.model_name) == "vectors"
+    on_images = not (takes_vectors and options.encoder and not options.finetune)
+    tasks = {
+        "fine-tuning": options.finetune,
+        "teacher": options.teacher is not None,
+        "labels": is_classifier and options.teacher is None,
+        "images": on_images,
+        "labelled images": is_classifier and on_images,
+        "convolutions": is_classifier and not takes_vectors,
+        "decay": options.resolved_recipe.optimizer != "muon",
+    }
+    return recipes.unused_fields({task for task, applies in tasks.items() if applies})
 
 
 def _feature_kind(name: str) -> str:

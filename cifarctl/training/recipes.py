@@ -1,13 +1,46 @@
 """The values that training runs with, by architecture and name, all in one place. Any field can be overridden."""
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 ClassWeights = Literal["none", "balanced"]
 
-_COUNTS = ("epochs", "batch_size")
-_FRACTIONS = ("thaw", "warmup", "label_smoothing", "affine", "jitter", "mixup", "cutmix", "ema")
+Count = Annotated[int, "above 0"]
+Fraction = Annotated[float, "from 0 to 1"]
+
+
+@dataclass(frozen=True)
+class UsedFor:
+    """Which trainings look at a field of the recipe; of a field without it, all do.
+
+    images: those whose batches are images, and not latents that are computed once.
+    """
+
+    task: Literal["fine-tuning", "teacher", "labels", "images", "labelled images", "convolutions", "decay"]
+
+
+def unused_fields(tasks: Set[str]) -> set[str]:
+    """The fields of a recipe that a training of these tasks, as in `UsedFor`, does not look at."""
+    uses = {name: get_args(hint)[1:] for name, hint in get_type_hints(Recipe, include_extras=True).items()}
+    return {name for name, use in uses.items() for item in use if isinstance(item, UsedFor) and item.task not in tasks}
+
+
+def _problem(value: Any, hint: Any) -> str | None:
+    """What is wrong with the value of a field, as the end of a sentence."""
+    hint, *extras = (hint.__origin__, *hint.__metadata__) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        return f", not one of: {', '.join(get_args(hint))}"
+    if hint is int and (type(value) is not int or value < ("above 0" in extras)):
+        return f", not a whole number{' above 0' if 'above 0' in extras else ''}"
+    if hint is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
+        return ", not a number from 0"
+    if "from 0 to 1" in extras and value > 1:
+        return ", not from 0 to 1"
+    if hint == dict[str, Any] and not isinstance(value, dict):
+        return ": its fields are set one by one, as model.NAME"
+    return None
 
 
 def _are_image_sizes(value: Any) -> bool:
@@ -47,46 +80,39 @@ class Recipe:
     model: arguments of the model's class.
     """
 
-    epochs: int
-    batch_size: int
+    epochs: Count
+    batch_size: Count
     optimizer: Literal["airbench", "muon", "adamw"]
     lr: float
-    weight_decay: float
-    encoder_lr: float = 0.0
-    thaw: float = 0.0
-    warmup: float = 0.0
+    weight_decay: Annotated[float, UsedFor("decay")]
+    encoder_lr: Annotated[float, UsedFor("fine-tuning")] = 0.0
+    thaw: Annotated[Fraction, UsedFor("fine-tuning")] = 0.0
+    warmup: Fraction = 0.0
     schedule: Literal["linear", "cosine"] = "linear"
-    label_smoothing: float = 0.0
-    class_weights: ClassWeights = "none"
-    flip: Literal["none", "random", "alternating"] = "none"
+    label_smoothing: Annotated[Fraction, UsedFor("labels")] = 0.0
+    class_weights: Annotated[ClassWeights, UsedFor("labels")] = "none"
+    flip: Annotated[Literal["none", "random", "alternating"], UsedFor("images")] = "none"
     crop: int = 0
-    cutout: int = 0
-    affine: float = 0.0
-    jitter: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    teacher_temperature: float = 1.4
-    ema: float = 0.0
-    image_sizes: tuple[tuple[float, int], ...] = ()
+    cutout: Annotated[int, UsedFor("images")] = 0
+    affine: Annotated[Fraction, UsedFor("images")] = 0.0
+    jitter: Annotated[Fraction, UsedFor("images")] = 0.0
+    mixup: Annotated[Fraction, UsedFor("labelled images")] = 0.0
+    cutmix: Annotated[Fraction, UsedFor("labelled images")] = 0.0
+    teacher_temperature: Annotated[float, UsedFor("teacher")] = 1.4
+    ema: Fraction = 0.0
+    image_sizes: Annotated[tuple[tuple[float, int], ...], UsedFor("convolutions")] = ()
     trained_until: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ValueError on a value that training does not know: it would train something else without a word."""
-        for name, hint in get_type_hints(type(self)).items():
-            value, choices = getattr(self, name), get_args(hint) if get_origin(hint) is Literal else ()
-            if choices and value not in choices:
-                raise ValueError(f"{name} is {value!r}, not one of: {', '.join(choices)}")
-            if hint is int and (type(value) is not int or value < (name in _COUNTS)):
-                raise ValueError(f"{name} is {value!r}, not a whole number{' above 0' if name in _COUNTS else ''}")
-            if hint is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
-                raise ValueError(f"{name} is {value!r}, not a number from 0")
-            if name in _FRACTIONS and value > 1:
-                raise ValueError(f"{name} is {value!r}, not from 0 to 1")
-            if name == "image_sizes" and not _are_image_sizes(value):
-                raise ValueError(f"image_sizes is {value!r}, not pairs of a fraction of the steps and 16 to 32 pixels")
-            if hint == dict[str, Any] and not isinstance(value, dict):
-                raise ValueError(f"{name} is {value!r}: its fields are set one by one, as {name}.NAME")
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            if problem := _problem(getattr(self, name), hint):
+                raise ValueError(f"{name} is {getattr(self, name)!r}{problem}")
+        if not _are_image_sizes(self.image_sizes):
+            raise ValueError(
+                f"image_sizes is {self.image_sizes!r}, not pairs of a fraction of the steps and 16 to 32 pixels"
+            )
         if self.mixup + self.cutmix > 1:
             raise ValueError(f"mixup and cutmix are {self.mixup} and {self.cutmix}, more than 1 together")
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cifarctl.data.augment import views
 from cifarctl.data.dataset import to_float
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import WeightsError
@@ -33,7 +33,7 @@ def predict_logits(
 
     batch_size: images at once; None is what suits the device.
     tta: if the likeliest class has less than 95 % of the probability, average the logits of six views
-    (`data.augment.views`). The idea of sparing the sure ones is that of the later airbench94 records.
+    (`views`). The idea of sparing the sure ones is that of the later airbench94 records.
     calibrate: False gives the logits as they are trained.
     """
 
@@ -67,6 +67,23 @@ def see(model: Classifier, images: Tensor, *, precision: Precision = "fp32", ran
 def classify_seen(model: Classifier, seen: Tensor, *, precision: Precision = "fp32", ranks: Ranks = ALONE) -> Tensor:
     """What `see` gives -> logits as they are trained, float32 (N, classes). Several `ranks` share out the work."""
     return _mapped(model, model.classify, seen, precision, ranks=ranks)
+
+
+def views(images: Tensor, shift: int = 1) -> list[tuple[float, Tensor]]:
+    """The six views of test-time augmentation, (weight, images): the image, and it shifted by one pixel up-left and
+    down-right, each also mirrored. The unshifted pair weighs one half in all. Source: airbench94 (Jordan, 2024).
+
+    Six networks (five of `fast`, one of `best`) on val, 12,000 images in all: 90.80 % without, 91.81 % with these
+    views of all images or of the unsure ones alone. No others are clearly better: shifts along the axes 91.75 %, all
+    shifts by one pixel 91.78 %, 26 views with shifts by up to two 91.87 %; these six, with probabilities averaged for
+    logits, 91.78 %. The image and its mirror image alone: 91.59 %; both scaled to 30 or to 34 pixels: 90.13 and
+    88.22 %.
+    """
+    padded = F.pad(to_float(images), (shift,) * 4, mode="reflect")
+    size = images.shape[-1]
+    crops = [(0.25, to_float(images))]
+    crops += [(0.125, padded[:, :, at : at + size, at : at + size]) for at in (0, 2 * shift)]
+    return crops + [(weight, crop.flip(3)) for weight, crop in crops]
 
 
 def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[str, float]]]:

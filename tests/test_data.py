@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cifarctl.data import Source
-from cifarctl.data.augment import (
+from cifarctl.data.images import find_images, read_image, read_images
+from cifarctl.data.splits import stratified_split
+from cifarctl.errors import DataError, ImageError, UsageError
+from cifarctl.inference import views
+from cifarctl.training.augment import (
     alternating_flip,
     color_jitter,
     cutout,
@@ -20,11 +24,7 @@ from cifarctl.data.augment import (
     random_crop,
     random_flip,
     scale,
-    views,
 )
-from cifarctl.data.images import find_images, read_image, read_images
-from cifarctl.data.splits import stratified_split
-from cifarctl.errors import DataError, ImageError, UsageError
 
 
 class TestSplits:

@@ -95,7 +95,7 @@ def test_whitening_of_a_gpu_is_the_plain_one() -> None:
 
 
 AUGMENT = """
-from cifarctl.data import augment, triton_augment
+from cifarctl.training import augment, triton_augment
 from cifarctl.data.dataset import to_float
 augment.runs_kernels = lambda device: False
 for size in (32, 13):
@@ -157,7 +157,7 @@ def test_a_step_of_all_filters_at_once_is_that_of_each() -> None:
 STEP = """
 from dataclasses import replace
 from cifarctl import models
-from cifarctl.data import augment
+from cifarctl.training import augment
 from cifarctl.models import fused
 from cifarctl.training import objectives, optim, recipes
 

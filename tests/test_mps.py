@@ -17,13 +17,13 @@ from torch import Tensor
 
 from cifarctl import hardware, models
 from cifarctl.data import Dataset, Source
-from cifarctl.data.augment import random_affine, scale
 from cifarctl.errors import UsageError
 from cifarctl.evaluation import evaluate_autoencoder, evaluate_classifier
 from cifarctl.models import pca
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.rate import rate_points
 from cifarctl.training import recipes
+from cifarctl.training.augment import random_affine, scale
 from cifarctl.training.calibration import calibrate, fit_calibration
 from cifarctl.training.loop import EpochDone, Fitted, fit
 from cifarctl.training.objectives import Classification, FrozenLatents, Objective, Reconstruction

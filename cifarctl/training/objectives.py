@@ -8,24 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarctl.data import Dataset
-from cifarctl.data.augment import (
-    alternates,
-    color_jitter,
-    cutout,
-    flip,
-    halves,
-    mix,
-    random_affine,
-    random_crop,
-    scale,
-    shifted_flipped,
-    shifts,
-)
 from cifarctl.data.dataset import to_float
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
 from cifarctl.inference import classify_seen, predict_logits, reconstruct, see
 from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.training.augment import augment_images, flip, mix_examples, random_crop, scale
 from cifarctl.training.recipes import Recipe
 
 
@@ -59,24 +47,6 @@ class Objective(Protocol):
     def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
         """Metrics on the whole of `data`, by name; `loss` among them. Several `ranks` share out the images."""
         ...
-
-
-def augment_images(images: Tensor, indices: Tensor, epoch: int | Tensor, recipe: Recipe, seed: int) -> Tensor:
-    """The recipe's augmentation of a batch, uint8 (B, 3, 32, 32) -> float in [0, 1]."""
-    by = shifts(images, recipe.crop) if recipe.crop else None
-    mirrored = None
-    if recipe.flip == "random":
-        mirrored = halves(images)
-    elif recipe.flip == "alternating":
-        mirrored = alternates(indices, epoch, seed)
-    images = shifted_flipped(images, by, mirrored, recipe.crop)
-    if recipe.affine:
-        images = random_affine(images, scale=1.25, degrees=15, shear=0.15, part=recipe.affine)
-    if recipe.jitter:
-        images = color_jitter(images, recipe.jitter)
-    if recipe.cutout:
-        images = cutout(images, recipe.cutout)
-    return to_float(images)
 
 
 class _OnImages:
@@ -155,9 +125,7 @@ class Classification(_OnImages):
 
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Labels as int64 (B,); if images are mixed or a teacher sees them, as float (B, classes)."""
-        if self.recipe.mixup or self.recipe.cutmix:
-            one_hot = F.one_hot(labels, self.model.classes).float()
-            images, labels = mix(images, one_hot, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
+        images, labels = mix_examples(images, labels, self.model.classes, self.recipe)
         if self.teacher is not None:
             with torch.no_grad():
                 logits = self.teacher.classify(self.teacher.features(images)).float()

@@ -12,6 +12,35 @@ from torch import Tensor
 
 from cifarctl.data.dataset import to_float
 from cifarctl.hardware import runs_kernels
+from cifarctl.training.recipes import Recipe
+
+
+def augment_images(images: Tensor, indices: Tensor, epoch: int | Tensor, recipe: Recipe, seed: int) -> Tensor:
+    """The recipe's augmentation of a batch, uint8 (B, 3, 32, 32) -> float in [0, 1]."""
+    by = shifts(images, recipe.crop) if recipe.crop else None
+    mirrored = None
+    if recipe.flip == "random":
+        mirrored = halves(images)
+    elif recipe.flip == "alternating":
+        mirrored = alternates(indices, epoch, seed)
+    images = shifted_flipped(images, by, mirrored, recipe.crop)
+    if recipe.affine:
+        images = random_affine(images, scale=1.25, degrees=15, shear=0.15, part=recipe.affine)
+    if recipe.jitter:
+        images = color_jitter(images, recipe.jitter)
+    if recipe.cutout:
+        images = cutout(images, recipe.cutout)
+    return to_float(images)
+
+
+def mix_examples(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The recipe's mixing of augmented images, float (B, 3, 32, 32), and labels, int64 (B,). If it has one, labels
+    become probabilities, float (B, classes).
+    """
+    if recipe.mixup or recipe.cutmix:
+        one_hot = F.one_hot(labels, classes).float()
+        return mix(images, one_hot, mixup=recipe.mixup, cutmix=recipe.cutmix)
+    return images, labels
 
 
 def flip(images: Tensor, chosen: Tensor) -> Tensor:
@@ -41,7 +70,7 @@ def alternates(indices: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
     independent draws do half as often: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.6.
     """
     if runs_kernels(indices.device):
-        from cifarctl.data import triton_augment
+        from cifarctl.training import triton_augment
 
         return triton_augment.alternating(indices, epoch, seed)
     # A hash of the index, not a table: no state to keep, the same after a resume. Constants from Knuth and SplitMix.
@@ -78,7 +107,7 @@ def shifted_flipped(images: Tensor, by: Tensor | None, mirrored: Tensor | None, 
     which.
     """
     if images.dtype in (torch.uint8, torch.float32) and not images.requires_grad and runs_kernels(images.device):
-        from cifarctl.data import triton_augment
+        from cifarctl.training import triton_augment
 
         return triton_augment.shifted_flipped(images, by, mirrored, padding)
     images = images if by is None else shifted(images, by, padding)
@@ -178,24 +207,7 @@ def scale(images: Tensor, side: int) -> Tensor:
     if side == images.shape[-1]:
         return images
     if images.dtype == torch.float32 and not images.requires_grad and runs_kernels(images.device):
-        from cifarctl.data import triton_augment
+        from cifarctl.training import triton_augment
 
         return triton_augment.resized(images, side)
     return to_float(F.interpolate(images, size=(side, side), mode="bilinear", antialias=True))
-
-
-def views(images: Tensor, shift: int = 1) -> list[tuple[float, Tensor]]:
-    """The six views of test-time augmentation, (weight, images): the image, and it shifted by one pixel up-left and
-    down-right, each also mirrored. The unshifted pair weighs one half in all. Source: airbench94 (Jordan, 2024).
-
-    Six networks (five of `fast`, one of `best`) on val, 12,000 images in all: 90.80 % without, 91.81 % with these
-    views of all images or of the unsure ones alone. No others are clearly better: shifts along the axes 91.75 %, all
-    shifts by one pixel 91.78 %, 26 views with shifts by up to two 91.87 %; these six, with probabilities averaged for
-    logits, 91.78 %. The image and its mirror image alone: 91.59 %; both scaled to 30 or to 34 pixels: 90.13 and
-    88.22 %.
-    """
-    padded = F.pad(to_float(images), (shift,) * 4, mode="reflect")
-    size = images.shape[-1]
-    crops = [(0.25, to_float(images))]
-    crops += [(0.125, padded[:, :, at : at + size, at : at + size]) for at in (0, 2 * shift)]
-    return crops + [(weight, crop.flip(3)) for weight, crop in crops]

@@ -29,83 +29,77 @@ class SmallArchive:
 
 def dumps(value: Any) -> bytes:
     """`value` (dictionaries, lists, text, small integers, uint8 matrices) as Python 2's cPickle would pickle it."""
-    body = io.BytesIO()
-    memo = 0
+    pickler = _Pickler()
+    pickler.write(value)
+    return b"\x80\x02" + pickler.body.getvalue() + b"."
 
-    def put() -> None:  # cPickle memoises nearly everything
-        nonlocal memo
-        body.write(b"q" + bytes([memo]) if memo < 256 else b"r" + struct.pack("<I", memo))
-        memo += 1
 
-    def write(item: Any) -> None:
+class _Pickler:
+    def __init__(self) -> None:
+        self.body, self._memo = io.BytesIO(), 0
+
+    def write(self, item: Any) -> None:
         match item:
             case bool():
-                body.write(b"\x88" if item else b"\x89")
+                self.body.write(b"\x88" if item else b"\x89")
             case int():
-                if 0 <= item < 256:
-                    body.write(b"K" + bytes([item]))
-                elif 0 <= item < 65536:
-                    body.write(b"M" + struct.pack("<H", item))
-                else:
-                    body.write(b"J" + struct.pack("<i", item))
+                self._write_integer(item)
             case str():
                 raw = item.encode("latin-1")
-                body.write(b"U" + bytes([len(raw)]) if len(raw) < 256 else b"T" + struct.pack("<I", len(raw)))
-                body.write(raw)
-                put()
+                self.body.write(b"U" + bytes([len(raw)]) if len(raw) < 256 else b"T" + struct.pack("<I", len(raw)))
+                self._memoised(raw)
             case list():
-                body.write(b"]")
-                put()
+                self._memoised(b"]")
                 for start in range(0, len(item), 1000):  # cPickle appends in runs of a thousand
-                    body.write(b"(")
-                    for element in item[start : start + 1000]:
-                        write(element)
-                    body.write(b"e")
+                    self._write_all(item[start : start + 1000], b"e")
             case dict():
-                body.write(b"}")
-                put()
-                body.write(b"(")
-                for key, element in item.items():
-                    write(key)
-                    write(element)
-                body.write(b"u")
+                self._memoised(b"}")
+                self._write_all([part for pair in item.items() for part in pair], b"u")
             case np.ndarray():
-                write_array(item)
+                self._write_array(item)
             case _:
                 raise TypeError(type(item))
 
-    def write_array(array: NDArray[np.uint8]) -> None:
-        body.write(b"cnumpy.core.multiarray\n_reconstruct\n")
-        put()
-        body.write(b"cnumpy\nndarray\n")
-        put()
-        body.write(b"K\x00\x85")
-        put()
-        write("b")
-        body.write(b"\x87")
-        put()
-        body.write(b"R")
-        put()
-        body.write(b"(K\x01")
-        for side in array.shape:
-            write(int(side))
-        body.write(b"\x86")
-        put()
-        body.write(b"cnumpy\ndtype\n")
-        put()
-        write("u1")
-        body.write(b"K\x00K\x01\x87")
-        put()
-        body.write(b"R")
-        put()
-        body.write(b"(K\x03")
-        write("|")
-        body.write(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89")
-        write(array.tobytes().decode("latin-1"))
-        body.write(b"tb")
+    def _memoised(self, raw: bytes) -> None:
+        """Write what cPickle then memoises, as it does nearly everything."""
+        memo = b"q" + bytes([self._memo]) if self._memo < 256 else b"r" + struct.pack("<I", self._memo)
+        self.body.write(raw + memo)
+        self._memo += 1
 
-    write(value)
-    return b"\x80\x02" + body.getvalue() + b"."
+    def _write_all(self, items: list[Any], end: bytes) -> None:
+        self.body.write(b"(")
+        for item in items:
+            self.write(item)
+        self.body.write(end)
+
+    def _write_integer(self, item: int) -> None:
+        if 0 <= item < 256:
+            self.body.write(b"K" + bytes([item]))
+        elif 0 <= item < 65536:
+            self.body.write(b"M" + struct.pack("<H", item))
+        else:
+            self.body.write(b"J" + struct.pack("<i", item))
+
+    def _write_array(self, array: NDArray[np.uint8]) -> None:
+        self._memoised(b"cnumpy.core.multiarray\n_reconstruct\n")
+        self._memoised(b"cnumpy\nndarray\n")
+        self._memoised(b"K\x00\x85")
+        self.write("b")
+        self._memoised(b"\x87")
+        self._memoised(b"R")
+        self.body.write(b"(K\x01")
+        for side in array.shape:
+            self.write(int(side))
+        self._memoised(b"\x86")
+        self._memoised(b"cnumpy\ndtype\n")
+        self.write("u1")
+        self._memoised(b"K\x00K\x01\x87")
+        self._memoised(b"R")
+        self.body.write(b"(K\x03")
+        self.write("|")
+        self.body.write(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89")
+        self.write(array.tobytes().decode("latin-1"))
+        self.body.write(b"tb")
 
 
 def batch(images: NDArray[np.uint8], labels: list[int], name: str) -> bytes:

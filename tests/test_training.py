@@ -673,8 +673,8 @@ def test_rates_that_a_gpu_reads_move_as_far() -> None:
 
 
 def test_a_run_turns_where_its_steps_change() -> None:
-    assert recipes.RECIPES["airbench"]["fast"].turns == [0.0, 1 / 3, 0.6]
-    assert recipes.FINE_TUNED_ENCODER["airbench"].turns == [0.5, 0.9]
+    assert recipes.RECIPES["airbench"]["fast"].phase_boundaries == [0.0, 1 / 3, 0.6]
+    assert recipes.FINE_TUNED_ENCODER["airbench"].phase_boundaries == [0.5, 0.9]
 
 
 def test_a_calibration_undoes_what_was_done_to_the_logits() -> None:

@@ -1,4 +1,4 @@
-"""What can stop a training run in the middle, as errors that say what to do about it."""
+"""Failures in the middle of a training run, as errors that say what to do."""
 
 import math
 from collections.abc import Callable
@@ -9,36 +9,38 @@ from torch import Tensor
 from cifarctl.errors import TrainingError
 from cifarctl.hardware import is_out_of_memory, release_memory
 
-# A GPU that has fallen off the bus, or whose driver has. Older versions of torch raise RuntimeError.
+# What torch raises if a GPU or its driver fails. Older versions raise RuntimeError.
 _DeviceError: type[Exception] = getattr(torch, "AcceleratorError", RuntimeError)
 
 
-def attempted(attempt: Callable[[int], Tensor], count: int, processes: int, step: int, steps: int) -> Tensor:
-    """`attempt(count)`: the gradients of `count` images for a step, and their loss.
+def compute_with_diagnosis(
+    compute: Callable[[int], Tensor], count: int, processes: int, step: int, steps: int
+) -> Tensor:
+    """`compute(count)`: the gradients of a step's `count` images, and their loss. step: how many are done.
 
-    Raises TrainingError where the GPU fails, or where memory does not suffice; then fewer images are tried, to tell how
-    many fit. `processes` share a batch.
+    processes: how many share a batch. Raises TrainingError if the GPU fails or memory runs out; in the second case,
+    smaller batches are tried, to say which one fits.
     """
     where = f"step {step + 1} of {steps}"
     try:
-        return attempt(count)
+        return compute(count)
     except Exception as error:
         if isinstance(error, _DeviceError) and "CUDA error" in str(error):
             raise TrainingError(f"the GPU failed at {where}: {str(error).splitlines()[0]}") from None
         if not is_out_of_memory(error):
             raise
-    # Out here, since the exception held what the failed attempt had in memory.
-    fitting = _fitting(attempt, count // 2)
+    # Not inside `except`: the exception refers to what the failed call had in memory.
+    fits = _find_count_that_fits(compute, count // 2)
     raise TrainingError(
         f"out of memory at {where}, with {count * processes} images",
-        hint=f"--batch-size {fitting * processes} fits; start the run anew with it and --overwrite"
-        if fitting
+        hint=f"--batch-size {fits * processes} fits; start the run anew with it and --overwrite"
+        if fits
         else "a smaller model, or a machine with more memory",
     )
 
 
 def check_finite(loss: float, step: int, steps: int) -> None:
-    """Raise TrainingError unless `loss` is a number."""
+    """Raise TrainingError unless `loss` is a finite number."""
     if not math.isfinite(loss):
         raise TrainingError(
             f"the loss is no longer finite at step {step} of {steps}",
@@ -46,19 +48,19 @@ def check_finite(loss: float, step: int, steps: int) -> None:
         )
 
 
-def _fitting(attempt: Callable[[int], Tensor], count: int) -> int:
-    """The largest of `count`, its half, a quarter, … that a trial has memory for; 0 where two images, the fewest that a
-    batch norm can do with, are too much. What failed attempts left behind may make a CPU's answer smaller than need be.
+def _find_count_that_fits(compute: Callable[[int], Tensor], count: int) -> int:
+    """The largest of `count`, its half, a quarter, … images that memory suffices for; 0 if it does not suffice for two,
+    the fewest that a batch norm can use. On a CPU, memory that failed calls still hold may make the answer too small.
 
-    The smallest comes first: a CPU's libraries end the process or fail for good (oneDNN: "could not create a
-    primitive") when memory is short again and again, so that only the last trial may fail, whatever its error.
+    The smallest comes first, and the first failure ends the search: repeated allocation failures can break oneDNN, or
+    end the process.
     """
-    fitting = 0
+    fits = 0
     for halvings in reversed(range(count.bit_length() - 1)):
         release_memory()
         try:
-            attempt(count >> halvings)
+            compute(count >> halvings)
         except Exception:
             break
-        fitting = count >> halvings
-    return fitting
+        fits = count >> halvings
+    return fits

@@ -4,7 +4,6 @@ import hashlib
 import time
 from bisect import bisect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,70 +17,27 @@ from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Precision, autocast, memory_format
 from cifarctl.models.base import Model
-from cifarctl.training.checkpoint import Record, TrainingState, load_checkpoint, save_checkpoint
+from cifarctl.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from cifarctl.training.cuda_graph import CapturedStep
-from cifarctl.training.failures import attempted, check_finite
+from cifarctl.training.events import Encoding, EpochDone, Fitted, StepDone
+from cifarctl.training.failures import check_finite, compute_with_diagnosis
+from cifarctl.training.model_weights import copy_weights, update_average, weights_replaced
 from cifarctl.training.objectives import Objective
 from cifarctl.training.optim import build_optimizer, keep_rates_on, learning_rate_factor, set_learning_rate
 from cifarctl.training.recipes import Recipe
-from cifarctl.training.signals import deferred_signals, interrupted
+from cifarctl.training.signals import Request, deferred_signals, interrupted
 
-# How many steps may pass before a loss that is no longer finite, or what another process asks for, is noticed: looking
-# makes a GPU wait.
-_LOOK_STEPS = 50
-# After so many seconds without one, there is a checkpoint inside an epoch.
+__all__ = ["Encoding", "EpochDone", "Fitted", "StepDone", "Trainer", "fit"]
+
+# After how many steps the loss, and on a GPU the other processes' requests, are read: reading makes a GPU wait.
+_CHECK_STEPS = 50
+# Inside an epoch, a checkpoint is written if the last one is older than this.
 _CHECKPOINT_SECONDS = 60.0
-# Between epochs there is one if the last is older than so many seconds, by type of device; elsewhere after every epoch.
-# A GPU's epoch took 0.25 s, and writing files after it as long.
+# After an epoch, one is written if the last one is older than this, by type of device; 0 elsewhere. A GPU's epoch took
+# 0.25 s, and writing the files after it as long.
 _EPOCH_CHECKPOINT_SECONDS = {"cuda": 5.0}
-# And by so many times as long as writing that one took: the 400 MB of `train-clf --recipe max` take a second or two.
+# On such a device, it must also be older than so many times what writing it took: 1 to 2 s for the 400 MB of `max`.
 _CHECKPOINT_PAUSES = 20
-# What processes ask of each other: to save now, or, as a signal's number, to save and stop.
-_SAVE = 1
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """An autoencoder goes over all training images, once, before the first step."""
-
-    images: int
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """One optimizer step. loss: a scalar on the device; reading it waits for the device. epoch counts from 1."""
-
-    epoch: int
-    step: int
-    steps: int
-    batch_size: int
-    loss: Tensor
-
-
-@dataclass(frozen=True)
-class EpochDone:
-    """One epoch, validated.
-
-    history: every epoch's record so far; the last is this one's. epochs: how many there will be. weights: what was
-    validated, by tensor name. is_saved: whether the checkpoint is of this epoch's end.
-    """
-
-    history: list[Record]
-    epochs: int
-    weights: dict[str, Tensor]
-    is_best: bool
-    is_saved: bool
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Training is over, and the model holds the weights of `best_epoch`, which counts from 1. last: the last epoch's
-    weights, by tensor name.
-    """
-
-    history: list[Record]
-    best_epoch: int
-    last: dict[str, Tensor]
 
 
 def fit(
@@ -100,191 +56,252 @@ def fit(
     """Train `model` in place and leave the best epoch's weights (by `objective.metric` on `val`) in it. The last event
     is Fitted.
 
-    The state is saved to `checkpoint` after every epoch (on a GPU, if the last time was five seconds ago), every minute
-    inside one, and on SIGINT and SIGTERM; if that file exists, training goes on from it and ends with the same bits as
-    without the break. Batches, augmentation and dropout depend on (seed, step, rank) alone. data: what
-    `Source.describe` says of it; a checkpoint of other data is refused. Each of several `ranks` takes its share of
-    every batch, and the first one saves. Raises Interrupted after a signal, TrainingError where a step fails or the
-    loss is not finite, OSError where the checkpoint cannot be written, ProcessLostError where another rank has ended.
+    The state is saved to `checkpoint` after every epoch (on a GPU, if the last checkpoint is at least five seconds
+    old), every minute inside an epoch, and on SIGINT and SIGTERM. If that file exists, training continues from it, and
+    one process ends with the same bits as without the break. Batches, augmentation and dropout depend only on (seed,
+    step, rank). data: what `Source.describe` says of it; a checkpoint of other data is refused. Each of several `ranks`
+    takes its share of every batch, and the first one saves. Raises Interrupted after a signal, TrainingError if a step
+    fails or the loss is not finite, OSError if the checkpoint cannot be written, ProcessLostError if another rank has
+    ended, UsageError if the ranks cannot share a batch equally.
     """
-    device = train.images.device
-    model = model.to(memory_format=memory_format(device))
-    optimizer = build_optimizer(model, recipe)
-    state = TrainingState(loss_sum=torch.zeros((), device=device))
-    if ranks.from_main(checkpoint.exists()):
-        if not checkpoint.exists():
-            raise RunDirError(f"{checkpoint}: only the first process sees it", hint="machines share the run's folder")
-        state = load_checkpoint(checkpoint, model, optimizer, device, data)
-    elif recipe.ema:
-        state.ema = _copy(model)
-
+    trainer = Trainer(model, objective, train, val, recipe, seed, precision, checkpoint, ranks, data)
     if objective.encodes_first:
         yield Encoding(len(train))
-    torch.manual_seed(_stream(seed, "inputs", 0))
-    started = time.perf_counter()
-    inputs = objective.inputs(train.images)
-    state.seconds += time.perf_counter() - started
-    if recipe.batch_size % ranks.size or len(train) < ranks.size:  # equal shares: the mean of their means is the mean
-        raise UsageError(f"--batch-size {recipe.batch_size}: {ranks.size} processes cannot share it equally")
-    batch_size = min(recipe.batch_size, len(train) // ranks.size * ranks.size)
-    steps_an_epoch = len(train) // batch_size  # what is left over is drawn in another epoch
-    steps = steps_an_epoch * recipe.epochs
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    if state.scaler:
-        scaler.load_state_dict(state.scaler)
-    saved, writing = time.perf_counter(), 0.0
+    trainer.prepare_inputs()
+    yield from trainer.run()
 
-    def gradients(indices: Tensor, epoch: int | Tensor, count: int) -> Tensor:
-        """Make the gradients of the mean loss of the first `count` images, and return that loss."""
-        indices = indices[:count]
-        with autocast(device, precision):
-            x, targets = objective.augment(inputs[indices], train.labels[indices], indices, epoch, state.step / steps)
-            loss = objective.loss(x, targets)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        return loss.detach()
 
-    def step(indices: Tensor, epoch: Tensor) -> Tensor:
-        loss = gradients(indices, epoch, len(indices))
-        optimizer.step()
+@dataclass(eq=False)
+class Trainer:
+    """One run of `fit`, whose arguments these are.
+
+    `run` calls `_train_epoch`, that calls `_step`, and that `_compute_gradients` and `_apply_gradients`. On one GPU,
+    these last two are recorded as a CUDA graph, and replayed: see `Objective` for what that demands.
+    """
+
+    model: Model
+    objective: Objective
+    train: Dataset
+    val: Dataset
+    recipe: Recipe
+    seed: int
+    precision: Precision
+    checkpoint: Path
+    ranks: Ranks
+    data: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        batch_size, images, processes = self.recipe.batch_size, len(self.train), self.ranks.size
+        if batch_size % processes or images < processes:  # of equal shares, the mean of the means is the batch's mean
+            raise UsageError(f"--batch-size {batch_size}: {processes} processes cannot share it equally")
+        self.batch_size = min(batch_size, images // processes * processes)
+        self.steps_per_epoch = images // self.batch_size  # the rest is drawn in another epoch
+        self.steps = self.steps_per_epoch * self.recipe.epochs
+
+        self.device = self.train.images.device
+        self.model = self.model.to(memory_format=memory_format(self.device))
+        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.state = self._first_state()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+        # What other processes, or a scaler, do between gradients and their use takes Python, which no graph records.
+        capturable = self.device.type == "cuda" and self.ranks.size == 1 and not self.scaler.is_enabled()
+        self.captured = CapturedStep(self._capturable_step) if capturable else None
+        if self.captured:
+            keep_rates_on(self.device, self.optimizer)
+        self.phase_boundaries = self.recipe.phase_boundaries
+        self.received: list[Request] = []
+
+    def _first_state(self) -> TrainingState:
+        """Where training starts: at the checkpoint, or at step 0."""
+        if self.ranks.from_main(self.checkpoint.exists()):
+            if not self.checkpoint.exists():
+                raise RunDirError(
+                    f"{self.checkpoint}: only the first process sees it", hint="machines share the run's folder"
+                )
+            return load_checkpoint(self.checkpoint, self.model, self.optimizer, self.device, self.data)
+        state = TrainingState(loss_sum=torch.zeros((), device=self.device))
+        if self.recipe.ema:
+            state.ema = copy_weights(self.model)
+        return state
+
+    @property
+    def progress(self) -> float:
+        """The fraction of all steps that is done."""
+        return self.state.step / self.steps
+
+    def prepare_inputs(self) -> None:
+        """Make what batches are drawn from; its time counts as the run's."""
+        torch.manual_seed(_seed_for(self.seed, "inputs", 0))
+        started = time.perf_counter()
+        self.inputs = self.objective.inputs(self.train.images)
+        self.state.seconds += time.perf_counter() - started
+        self.saved_at, self.saving_seconds = time.perf_counter(), 0.0
+
+    def run(self) -> Iterator[StepDone | EpochDone | Fitted]:
+        """Train all epochs that are left."""
+        try:
+            with deferred_signals() as self.received:
+                if self.model.useful_untrained and not self.state.history:
+                    yield self._validate(0)
+                while self.state.step < self.steps:
+                    yield from self._train_epoch()
+        finally:
+            self.captured = None  # it refers to this trainer: such a cycle keeps a GPU's memory until Python looks
+        last = self.state.ema or copy_weights(self.model)
+        self.model.load_state_dict(self.state.best)
+        yield Fitted(self.state.history, self.state.best_epoch, last)
+
+    def _train_epoch(self) -> Iterator[StepDone | EpochDone]:
+        """Take the steps that are left of an epoch, and validate it."""
+        state = self.state
+        epoch, first = divmod(state.step, self.steps_per_epoch)
+        generator = torch.Generator().manual_seed(_seed_for(self.seed, "epoch", epoch))
+        order = torch.randperm(len(self.train), generator=generator).to(self.device)
+        started, seconds_before = time.perf_counter(), state.seconds
+        self.model.train()
+        for at in range(first, self.steps_per_epoch):
+            loss, requested = self._step(order[at * self.batch_size : (at + 1) * self.batch_size], epoch)
+            is_last = at == self.steps_per_epoch - 1
+            is_checked = is_last or at % _CHECK_STEPS == 0
+            if is_checked:
+                self._check_finite()
+            state.seconds = seconds_before + time.perf_counter() - started
+            yield StepDone(epoch + 1, state.step, self.steps, self.batch_size, loss)
+            # After the last step, the epoch is validated first.
+            may_read = is_checked or self.device.type == "cpu" or self.ranks.size == 1
+            if not is_last and may_read and requested:
+                self._sync_buffers()
+                self._check_finite()  # what is saved must be worth resuming
+                self._save()
+                self._stop_if(Request(int(requested)))
+
+        self._sync_buffers()
+        images_per_second = (self.steps_per_epoch - first) * self.batch_size / (state.seconds - seconds_before)
+        done = self._validate(
+            epoch + 1,
+            train_loss=state.loss_sum.item() / self.steps_per_epoch,
+            learning_rate=self.recipe.lr * learning_rate_factor(self.recipe, self.progress),
+            images_per_second=round(images_per_second, 1),
+        )
+        yield done
+        request = Request(int(self.ranks.average([state.loss_sum], self._request())))
+        if request.stops and not done.is_saved:
+            self._save()
+        self._stop_if(request)
+
+    def _step(self, batch: Tensor, epoch: int) -> tuple[Tensor, Tensor | int]:
+        """One optimizer step on the images at the indices `batch`, (B,) -> its loss, (), and what is requested."""
+        ranks, state = self.ranks, self.state
+        torch.manual_seed(_seed_for(self.seed, f"step {ranks.rank}" if ranks.rank else "step", state.step))
+        indices = ranks.share(batch)
+        set_learning_rate(self.optimizer, learning_rate_factor(self.recipe, self.progress))
+        for name, until in self.recipe.trained_until.items():
+            self.model.get_parameter(name).requires_grad_(self.progress < until)
+        compute = partial(self._compute, indices, epoch)
+        loss = compute_with_diagnosis(compute, len(indices), ranks.size, state.step, self.steps)
+        requested = ranks.average([p.grad for p in self.model.parameters() if p.grad is not None], self._request())
+        if not self.captured:
+            self._apply_gradients()
+        state.step += 1
+        state.loss_sum += loss
+        if self.recipe.ema:
+            # After few steps, the average is of few: it would keep the untrained weights otherwise.
+            update_average(state.ema, self.model, min(self.recipe.ema, (1 + state.step) / (10 + state.step)))
+        return loss, requested
+
+    def _compute(self, indices: Tensor, epoch: int, count: int) -> Tensor:
+        """The loss of the first `count` images, (), and their gradients. If steps are captured and these are all
+        images, the gradients are applied as well.
+        """
+        if self.captured:
+            self.model.variant = self.model.draw_variant()
+        if self.captured and count == len(indices):
+            return self.captured(indices, epoch, bisect(self.phase_boundaries, self.progress), self.model.variant)
+        return self._compute_gradients(indices, epoch, count)
+
+    def _capturable_step(self, indices: Tensor, epoch: Tensor) -> Tensor:
+        loss = self._compute_gradients(indices, epoch, len(indices))
+        self._apply_gradients()
         return loss
 
-    # What other processes, or a scaler, do between gradients and step takes Python.
-    capturable = device.type == "cuda" and ranks.size == 1 and not scaler.is_enabled()
-    captured = CapturedStep(step) if capturable else None
-    if captured:
-        keep_rates_on(device, optimizer)
-    turns = recipe.turns
+    def _compute_gradients(self, indices: Tensor, epoch: int | Tensor, count: int) -> Tensor:
+        """Compute the gradients of the mean loss of the first `count` images, and return that loss, ().
 
-    def attempt(indices: Tensor, epoch: int, count: int) -> Tensor:
-        if captured:
-            model.variant = model.draw_variant()
-        if captured and count == len(indices):
-            return captured(indices, epoch, bisect(turns, state.step / steps), model.variant)
-        return gradients(indices, epoch, count)
+        Gradient accumulation belongs here: one forward and backward pass for each part of `indices`.
+        """
+        indices = indices[:count]
+        with autocast(self.device, self.precision):
+            x, targets = self.objective.augment(
+                self.inputs[indices], self.train.labels[indices], indices, epoch, self.progress
+            )
+            loss = self.objective.loss(x, targets)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        return loss.detach()
 
-    def agree() -> None:
-        """Each rank has seen other images: their losses and their norms' statistics differ."""
-        names = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-        states = (model.state_dict(), state.ema)
-        ranks.average([state.loss_sum, *(each[name] for each in states for name in sorted(names & each.keys()))])
+    def _apply_gradients(self) -> None:
+        """Move the weights by their gradients, which are already averaged over all processes.
 
-    def save() -> None:
-        nonlocal saved, writing
-        started = time.perf_counter()
-        state.scaler = scaler.state_dict()  # reading it waits for a GPU, so not at every step
-        if ranks.is_main:
-            save_checkpoint(checkpoint, state, model, optimizer, data)
-        saved = time.perf_counter()
-        writing = saved - started
+        Gradient clipping belongs here, first of all, after `self.scaler.unscale_(self.optimizer)`.
+        """
+        self.scaler.step(self.optimizer)  # `optimizer.step()` and nothing else, unless precision is fp16
+        self.scaler.update()
 
-    def request() -> int:
-        if received:
-            return received[0]
-        return _SAVE if ranks.is_main and time.perf_counter() - saved > _CHECKPOINT_SECONDS else 0
-
-    def validated(epoch: int, **measured: float) -> EpochDone:
-        with _weights(model, state.ema):
-            metrics = objective.validate(val, precision, ranks)
-            value = metrics[objective.metric]
+    def _validate(self, epoch: int, **measured: float) -> EpochDone:
+        """Measure the model after so many epochs, note it in the history, keep it if it is the best, save if due."""
+        state = self.state
+        with weights_replaced(self.model, state.ema):
+            metrics = self.objective.validate(self.val, self.precision, self.ranks)
+            value = metrics[self.objective.metric]
             # `>=`: of equally good epochs the later one, which has seen more.
             if is_best := value >= state.best_metric:
-                state.best_metric, state.best_epoch, state.best = value, epoch, _copy(model)
-            weights = state.best if is_best else _copy(model)
+                state.best_metric, state.best_epoch, state.best = value, epoch, copy_weights(self.model)
+            weights = state.best if is_best else copy_weights(self.model)
         on_val = {f"val_{name}": metric for name, metric in metrics.items()}
         position = {"epoch": epoch, "step": state.step, "seconds": round(state.seconds, 3)}
         state.history.append({**position, **measured, **on_val})
         state.loss_sum.zero_()
-        pause = _EPOCH_CHECKPOINT_SECONDS.get(device.type, 0.0)
-        if is_due := time.perf_counter() - saved >= (pause and max(pause, _CHECKPOINT_PAUSES * writing)):
-            save()
-        return EpochDone(list(state.history), recipe.epochs, weights, is_best, is_saved=is_due)
+        pause = _EPOCH_CHECKPOINT_SECONDS.get(self.device.type, 0.0)
+        pause = pause and max(pause, _CHECKPOINT_PAUSES * self.saving_seconds)
+        if is_due := time.perf_counter() - self.saved_at >= pause:
+            self._save()
+        return EpochDone(list(state.history), self.recipe.epochs, weights, is_best, is_saved=is_due)
 
-    with deferred_signals() as received:
-        if model.useful_untrained and not state.history:
-            yield validated(0)
-        while state.step < steps:
-            epoch = state.step // steps_an_epoch
-            generator = torch.Generator().manual_seed(_stream(seed, "epoch", epoch))
-            order = torch.randperm(len(train), generator=generator).to(device)
-            first = state.step % steps_an_epoch
-            started, seconds_before = time.perf_counter(), state.seconds
-            model.train()
-            for at in range(first, steps_an_epoch):
-                torch.manual_seed(_stream(seed, f"step {ranks.rank}" if ranks.rank else "step", state.step))
-                indices = ranks.share(order[at * batch_size : (at + 1) * batch_size])
-                set_learning_rate(optimizer, learning_rate_factor(recipe, state.step / steps))
-                for name, until in recipe.trained_until.items():
-                    model.get_parameter(name).requires_grad_(state.step / steps < until)
-                loss = attempted(partial(attempt, indices, epoch), len(indices), ranks.size, state.step, steps)
-                requested = ranks.average([p.grad for p in model.parameters() if p.grad is not None], request())
-                if not captured:
-                    scaler.step(optimizer)
-                    scaler.update()
-                state.step += 1
-                state.loss_sum += loss
-                if recipe.ema:
-                    # Few steps after the start, the average is of few, or it would keep the untrained weights.
-                    _average(state.ema, model, min(recipe.ema, (1 + state.step) / (10 + state.step)))
-                last = at == steps_an_epoch - 1
-                looks = last or at % _LOOK_STEPS == 0
-                if looks:
-                    check_finite(state.loss_sum.item(), state.step, steps)
-                state.seconds = seconds_before + time.perf_counter() - started
-                yield StepDone(epoch + 1, state.step, steps, batch_size, loss)
-                if not last and (looks or device.type == "cpu" or ranks.size == 1) and requested:
-                    agree()
-                    check_finite(state.loss_sum.item(), state.step, steps)  # what is saved must be worth resuming
-                    save()
-                    if requested != _SAVE:
-                        raise interrupted(int(requested), state.step, steps, checkpoint)
+    def _request(self) -> Request:
+        """What this process asks of all of them."""
+        if self.received:
+            return self.received[0]
+        is_due = self.ranks.is_main and time.perf_counter() - self.saved_at > _CHECKPOINT_SECONDS
+        return Request.SAVE if is_due else Request.NONE
 
-            agree()
-            images_per_second = (steps_an_epoch - first) * batch_size / (state.seconds - seconds_before)
-            done = validated(
-                epoch + 1,
-                train_loss=state.loss_sum.item() / steps_an_epoch,
-                learning_rate=recipe.lr * learning_rate_factor(recipe, state.step / steps),
-                images_per_second=round(images_per_second, 1),
-            )
-            yield done
-            if (requested := int(ranks.average([state.loss_sum], request()))) > _SAVE:
-                if not done.is_saved:
-                    save()
-                raise interrupted(requested, state.step, steps, checkpoint)
-    final = state.ema or _copy(model)
-    model.load_state_dict(state.best)
-    yield Fitted(state.history, state.best_epoch, final)
+    def _stop_if(self, request: Request) -> None:
+        """Raise Interrupted if that is requested; the state has been saved."""
+        if request.stops:
+            raise interrupted(request, self.state.step, self.steps, self.checkpoint)
+
+    def _sync_buffers(self) -> None:
+        """Average the losses and the norms' statistics over all processes, since each has seen other images."""
+        names = {name for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        states = (self.model.state_dict(), self.state.ema)
+        of_buffers = (weights[name] for weights in states for name in sorted(names & weights.keys()))
+        self.ranks.average([self.state.loss_sum, *of_buffers])
+
+    def _check_finite(self) -> None:
+        check_finite(self.state.loss_sum.item(), self.state.step, self.steps)
+
+    def _save(self) -> None:
+        """Write the checkpoint, if this is the main process."""
+        started = time.perf_counter()
+        self.state.scaler = self.scaler.state_dict()  # reading it waits for a GPU, so not at every step
+        if self.ranks.is_main:
+            save_checkpoint(self.checkpoint, self.state, self.model, self.optimizer, self.data)
+        self.saved_at = time.perf_counter()
+        self.saving_seconds = self.saved_at - started
 
 
-def _stream(seed: int, what: str, position: int) -> int:
-    """A seed for one place in a run, unrelated to those of all others."""
-    digest = hashlib.blake2b(f"{seed} {what} {position}".encode(), digest_size=7).digest()
+def _seed_for(seed: int, purpose: str, position: int) -> int:
+    """The generator's seed for one place in a run, unrelated to those of all others."""
+    digest = hashlib.blake2b(f"{seed} {purpose} {position}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
-
-
-def _copy(model: Model) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-@torch.no_grad()
-def _average(ema: dict[str, Tensor], model: Model, decay: float) -> None:
-    tensors = model.state_dict()
-    averaged = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([ema[name] for name in averaged], [tensors[name] for name in averaged], 1 - decay)
-    for name in tensors.keys() - set(averaged):
-        ema[name].copy_(tensors[name])
-
-
-@contextmanager
-def _weights(model: Model, replacement: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, `model` has the `replacement`'s weights, if there are any."""
-    if not replacement:
-        yield
-        return
-    own = _copy(model)
-    model.load_state_dict(replacement)
-    try:
-        yield
-    finally:
-        model.load_state_dict(own)

@@ -125,7 +125,7 @@ class Recipe:
         return replace(self, **{**overrides, "model": {**self.model, **model} if isinstance(model, dict) else model})
 
     @property
-    def turns(self) -> list[float]:
+    def phase_boundaries(self) -> list[float]:
         """The fractions of all steps after which a step does other things than before, in order."""
         return sorted({self.thaw, *(until for until, _ in self.image_sizes), *self.trained_until.values()})
 

@@ -1,30 +1,60 @@
-"""Signals that end a run: SIGINT, SIGTERM and Windows' SIGBREAK. They are heeded at the end of a training step, and at
-once outside of training.
+"""Signals that end a run: SIGINT, SIGTERM and Windows' SIGBREAK. A training run ends after the current step, everything
+else at once.
 """
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from cifarctl.errors import Interrupted
 
-# SIGBREAK is Ctrl-Break, and what a console sends that closes; nobody can send SIGTERM on Windows.
-_HEEDED = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+# SIGBREAK is Ctrl-Break, and what a closing console sends; nobody can send SIGTERM on Windows.
+_HANDLED = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+
+
+class Request(IntEnum):
+    """What one process asks of all processes of a run, at the end of a step.
+
+    It travels between them as a number, and all follow the greatest one: see `Ranks.average`. STOP_…: save, and stop as
+    that signal demands.
+    """
+
+    NONE = 0
+    SAVE = 1
+    STOP_SIGINT = 2
+    STOP_SIGTERM = 3
+    STOP_SIGBREAK = 4
+
+    @property
+    def stops(self) -> bool:
+        """True if a signal is the reason."""
+        return self > Request.SAVE
+
+    @property
+    def signal(self) -> signal.Signals:
+        """The signal that a request to stop is made for."""
+        return signal.Signals[self.name.removeprefix("STOP_")]
+
+    @classmethod
+    def for_signal(cls, number: int) -> "Request":
+        """The request to stop that a signal makes."""
+        return cls[f"STOP_{signal.Signals(number).name}"]
 
 
 @contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Inside, the signals are noted in the list instead of ending the process; a second SIGINT ends it at once."""
-    received: list[int] = []
+def deferred_signals() -> Iterator[list[Request]]:
+    """Inside, signals do not end the process, but join the list as requests; a second SIGINT ends it at once."""
+    received: list[Request] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
-        received.append(number)
+        received.append(Request.for_signal(number))
 
     with _handled_by(note):
         yield received
@@ -32,7 +62,7 @@ def deferred_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def raised_signals(where: str = "outside of training") -> Iterator[None]:
-    """Inside, the signals raise Interrupted, which says `where`."""
+    """Inside, the signals raise Interrupted, whose message ends with `where`."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 (what handlers are given)
         raise Interrupted(number, f"{signal.Signals(number).name} {where}")
@@ -46,7 +76,7 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in _HEEDED}
+    previous = {number: signal.signal(number, handler) for number in _HANDLED}
     try:
         yield
     finally:
@@ -54,7 +84,8 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
             signal.signal(number, old)
 
 
-def interrupted(number: int, step: int, steps: int, checkpoint: Path) -> Interrupted:
-    """The exception for a signal that was heeded after `step`, once the state is in `checkpoint`."""
-    name = signal.Signals(number).name
-    return Interrupted(number, f"{name} after step {step} of {steps}; the state is saved in {checkpoint}")
+def interrupted(request: Request, step: int, steps: int, checkpoint: Path) -> Interrupted:
+    """The exception for a request to stop that was followed after `step`, once the state is in `checkpoint`."""
+    return Interrupted(
+        request.signal, f"{request.signal.name} after step {step} of {steps}; the state is saved in {checkpoint}"
+    )

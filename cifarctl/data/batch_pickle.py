@@ -12,6 +12,7 @@ is a view of them, and the number of opcodes is limited by the number of images 
 import math
 import pickletools
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,12 +22,10 @@ from numpy.typing import NDArray
 from cifarctl.errors import DataError
 
 _MARK: Final = object()
-_INTEGERS: Final = {b"K": struct.Struct("<B"), b"M": struct.Struct("<H"), b"J": struct.Struct("<i")}
-_LENGTHS: Final = {b"U": struct.Struct("<B"), b"T": struct.Struct("<i")}
-_PUTS: Final = {b"q": struct.Struct("<B"), b"r": struct.Struct("<I")}
-_GETS: Final = {b"h": struct.Struct("<B"), b"j": struct.Struct("<I")}
-_CONSTANTS: Final[dict[bytes, Any]] = {b"N": None, b"\x89": False, b"\x88": True}
-_TUPLES: Final = {b")": 0, b"\x85": 1, b"\x86": 2, b"\x87": 3}
+_UINT8: Final = struct.Struct("<B")
+_UINT16: Final = struct.Struct("<H")
+_UINT32: Final = struct.Struct("<I")
+_INT32: Final = struct.Struct("<i")
 
 # An image takes four opcodes (two labels, a name and its memo) beside its 3072 bytes of pixels: one in 400 bytes is
 # twice that. An empty list or dictionary is one byte in the file and 60 in memory, so that this is the limit on memory.
@@ -90,7 +89,9 @@ def _finished(value: Any) -> Any:
 
 
 class _Machine:
-    """The stack machine: what it has read of `data`, and the values on its stack and in its memo."""
+    """The stack machine: what it has read of `data`, and the values on its stack and in its memo. `_HANDLERS` has its
+    opcodes.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data, self.view = data, memoryview(data)
@@ -111,52 +112,67 @@ class _Machine:
         raise DataError("refused: more opcodes than the images of a batch need")
 
     def _step(self, opcode: bytes) -> None:
-        stack = self.stack
-        if opcode in _INTEGERS:
-            stack.append(self._number(_INTEGERS[opcode]))
-        elif opcode in _LENGTHS:
-            stack.append(self._text(self._number(_LENGTHS[opcode])))
-        elif opcode in _PUTS:
-            self.memo[self._number(_PUTS[opcode])] = stack[-1]
-        elif opcode in _GETS:
-            stack.append(self.memo[self._number(_GETS[opcode])])
-        elif opcode in _CONSTANTS:
-            stack.append(_CONSTANTS[opcode])
-        elif opcode in _TUPLES:
-            first = len(stack) - _TUPLES[opcode]
-            if first < 0:
-                raise DataError("damaged batch: stack underflow")
-            stack[first:] = [tuple(stack[first:])]
-        elif opcode == b"t":  # TUPLE
-            stack.append(tuple(self._pop_to_mark()))
-        elif opcode == b"(":  # MARK
-            stack.append(_MARK)
-        elif opcode == b"]":  # EMPTY_LIST
-            stack.append([])
-        elif opcode == b"}":  # EMPTY_DICT
-            stack.append({})
-        elif opcode in (b"a", b"e"):  # APPEND, APPENDS
-            items = self._pop_to_mark() if opcode == b"e" else [stack.pop()]
-            _extend(_expect(stack[-1], list), items)
-        elif opcode in (b"s", b"u"):  # SETITEM, SETITEMS
-            items = self._pop_to_mark() if opcode == b"u" else [stack.pop(-2), stack.pop()]
-            _update(_expect(stack[-1], dict), items)
-        elif opcode == b"c":  # GLOBAL
-            stack.append(self._global())
-        elif opcode == b"R":  # REDUCE
-            arguments, function = _expect(stack.pop(), tuple), stack.pop()
-            stack.append(_announce(function, arguments))
-        elif opcode == b"b":  # BUILD
-            state = _expect(stack.pop(), tuple)
-            if isinstance(stack[-1], _Array):
-                stack[-1].values = _array(state)
-            else:  # a uint8 dtype's state says only that it has no byte order
-                _expect(stack[-1], _DType)
-        elif opcode == b"\x80":  # PROTO
-            self._take(1)
-        else:
+        if opcode not in _HANDLERS:
             names = (known.name for known in pickletools.opcodes if known.code == opcode.decode("latin-1"))
             raise DataError(f"refused: pickle opcode {next(names, opcode)!s}, which no CIFAR batch uses")
+        _HANDLERS[opcode](self)
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def push_number(self, layout: struct.Struct) -> None:
+        self.push(self._number(layout))
+
+    def push_text(self, length: struct.Struct) -> None:
+        self.push(self._text(self._number(length)))
+
+    def put(self, index: struct.Struct) -> None:
+        self.memo[self._number(index)] = self.stack[-1]
+
+    def get(self, index: struct.Struct) -> None:
+        self.push(self.memo[self._number(index)])
+
+    def push_tuple(self, size: int) -> None:
+        first = len(self.stack) - size
+        if first < 0:
+            raise DataError("damaged batch: stack underflow")
+        self.stack[first:] = [tuple(self.stack[first:])]
+
+    def push_marked_tuple(self) -> None:
+        self.push(tuple(self._pop_to_mark()))
+
+    def append(self) -> None:
+        item = self.stack.pop()
+        _extend(_expect(self.stack[-1], list), [item])
+
+    def append_marked(self) -> None:
+        items = self._pop_to_mark()
+        _extend(_expect(self.stack[-1], list), items)
+
+    def set_item(self) -> None:
+        item = [self.stack.pop(-2), self.stack.pop()]
+        _update(_expect(self.stack[-1], dict), item)
+
+    def set_marked_items(self) -> None:
+        items = self._pop_to_mark()
+        _update(_expect(self.stack[-1], dict), items)
+
+    def push_global(self) -> None:
+        self.push(self._global())
+
+    def reduce(self) -> None:
+        arguments, function = _expect(self.stack.pop(), tuple), self.stack.pop()
+        self.push(_announce(function, arguments))
+
+    def build(self) -> None:
+        state = _expect(self.stack.pop(), tuple)
+        if isinstance(self.stack[-1], _Array):
+            self.stack[-1].values = _array(state)
+        else:  # a uint8 dtype's state says only that it has no byte order
+            _expect(self.stack[-1], _DType)
+
+    def skip_byte(self) -> None:
+        self._take(1)
 
     def _take(self, size: int) -> memoryview:
         if not 0 <= size <= len(self.data) - self.next:
@@ -231,3 +247,36 @@ def _expect(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise DataError(f"damaged batch: {type(value).__name__} where {kind.__name__} was expected")
     return value
+
+
+# Every opcode that is not here is refused. Names: `pickletools.opcodes`.
+_HANDLERS: Final[dict[bytes, Callable[[_Machine], None]]] = {
+    b"K": lambda machine: machine.push_number(_UINT8),  # BININT1
+    b"M": lambda machine: machine.push_number(_UINT16),  # BININT2
+    b"J": lambda machine: machine.push_number(_INT32),  # BININT
+    b"U": lambda machine: machine.push_text(_UINT8),  # SHORT_BINSTRING
+    b"T": lambda machine: machine.push_text(_INT32),  # BINSTRING
+    b"q": lambda machine: machine.put(_UINT8),  # BINPUT
+    b"r": lambda machine: machine.put(_UINT32),  # LONG_BINPUT
+    b"h": lambda machine: machine.get(_UINT8),  # BINGET
+    b"j": lambda machine: machine.get(_UINT32),  # LONG_BINGET
+    b"N": lambda machine: machine.push(None),  # NONE
+    b"\x89": lambda machine: machine.push(False),  # NEWFALSE
+    b"\x88": lambda machine: machine.push(True),  # NEWTRUE
+    b")": lambda machine: machine.push_tuple(0),  # EMPTY_TUPLE
+    b"\x85": lambda machine: machine.push_tuple(1),  # TUPLE1
+    b"\x86": lambda machine: machine.push_tuple(2),  # TUPLE2
+    b"\x87": lambda machine: machine.push_tuple(3),  # TUPLE3
+    b"t": _Machine.push_marked_tuple,  # TUPLE
+    b"(": lambda machine: machine.push(_MARK),  # MARK
+    b"]": lambda machine: machine.push([]),  # EMPTY_LIST
+    b"}": lambda machine: machine.push({}),  # EMPTY_DICT
+    b"a": _Machine.append,  # APPEND
+    b"e": _Machine.append_marked,  # APPENDS
+    b"s": _Machine.set_item,  # SETITEM
+    b"u": _Machine.set_marked_items,  # SETITEMS
+    b"c": _Machine.push_global,  # GLOBAL
+    b"R": _Machine.reduce,  # REDUCE
+    b"b": _Machine.build,  # BUILD
+    b"\x80": _Machine.skip_byte,  # PROTO
+}

@@ -1,8 +1,7 @@
-"""What differs under torchrun: which part of the work is this process's, and what all processes must agree on.
+"""Work in several processes, which torchrun has started: how they share it, and exchange results.
 
-Everything else is as with one process. All hold the same weights and take the same steps; process 0 alone writes and
-speaks. Importing it imports no torch. It takes the place of `training/distributed.py` in the design, since `predict`
-and `evaluate` share out their work too.
+All of them hold the same weights and take the same steps; only process 0 writes and prints. Importing this imports no
+torch.
 """
 
 import os
@@ -26,7 +25,7 @@ R = TypeVar("R")
 class Ranks:
     """This process's number, counting from 0, among `size` processes.
 
-    Every method is called by all of them at the same point. Raises ProcessLostError where one of them has ended.
+    All processes must call the methods in the same order. They raise ProcessLostError if a process has ended.
     """
 
     rank: int = 0
@@ -34,23 +33,26 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """True for the one that writes and speaks."""
+        """True for the one process that writes and prints."""
         return self.rank == 0
 
     def share(self, batch: "Tensor") -> "Tensor":
-        """This process's part of a batch, (B, …) -> (B / size, …): the parts do not overlap and leave nothing out."""
+        """This process's share of a batch, (B, …) -> (B / size, …). Shares do not overlap and leave nothing out."""
         return batch[self.rank :: self.size]
 
     def average(self, tensors: "Iterable[Tensor]", request: int = 0) -> "Tensor | int":
-        """Replace each float tensor by its mean over the processes, in one message. Returns the largest `request` that
-        one of them made, so that all of them heed it at the same step; reading it waits for a GPU.
+        """Replace each float tensor by its mean over the processes, in one message.
+
+        Returns the greatest `request` of all processes, so that they all follow it at the same step. A request is a
+        whole number from 0 to 2^24, which float32 holds exactly, and is not averaged. Of several processes, the result
+        is a scalar on the tensors' device, and reading it waits for a GPU.
         """
         if self.size == 1:
             return request
         import torch
 
         tensors = list(tensors)
-        requests = torch.zeros(self.size, device=tensors[0].device)
+        requests = torch.zeros(self.size, device=tensors[0].device)  # a place for each process, so that no two add up
         requests[self.rank] = request
         with torch.no_grad(), _peers():
             message = torch.cat([*(tensor.flatten().float() for tensor in tensors), requests])
@@ -61,7 +63,7 @@ class Ranks:
         return requests.max()
 
     def from_main(self, value: T) -> T:
-        """What process 0 has. The others' values are not looked at."""
+        """The value of process 0, in all of them."""
         if self.size == 1:
             return value
         import torch
@@ -72,7 +74,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """What each process has, in their order."""
+        """The values of all processes, in their order."""
         if self.size == 1:
             return [value]
         import torch
@@ -83,7 +85,7 @@ class Ranks:
         return values
 
     def mapped(self, inputs: "Tensor", function: "Callable[[Tensor], Tensor]") -> "Tensor":
-        """`function` of all rows of `inputs`, (N, …) -> (N, …), each process having worked on a part of them."""
+        """`function` of all rows of `inputs`, (N, …) -> (N, …). Each process computes a part."""
         if self.size == 1:
             return function(inputs)
         import torch
@@ -93,9 +95,9 @@ class Ranks:
         return torch.cat([part for part in parts if part is not None]).to(inputs.device)
 
     def streamed(self, items: Iterator[T], function: Callable[[Iterator[T]], Iterator[R]], part: int) -> Iterator[R]:
-        """What `function` makes of `items`, one result an item, in their order.
+        """The results of `function` for `items`, one per item, in their order.
 
-        Of several processes, the first reads the items, deals them out, `part` at a time, and alone gets the results.
+        Of several processes, the first reads the items and sends `part` at a time to each; only it gets the results.
         """
         if self.size == 1:
             yield from function(items)
@@ -111,22 +113,22 @@ ALONE = Ranks()
 
 
 def process_number() -> int:
-    """This process's number among those that torchrun has started; 0 where it has not."""
+    """This process's number among those that torchrun has started; 0 without torchrun."""
     return int(os.environ.get("RANK", "0")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def restarts() -> int:
-    """How many times torchrun has started its processes anew."""
+    """How many times torchrun has restarted its processes."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def may_restart() -> bool:
-    """True where torchrun starts its processes anew when one of them ends early."""
+    """True if torchrun restarts its processes when one of them ends early."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def local_device(device: "torch.device") -> "torch.device":
-    """`device`, or where it is a GPU and torchrun has started several processes here, this process's own."""
+    """`device`; if it is a GPU and torchrun has started this process, the process's own GPU."""
     if device.type != "cuda" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return device
     import torch
@@ -137,9 +139,9 @@ def local_device(device: "torch.device") -> "torch.device":
 
 @contextmanager
 def join_ranks(device: "torch.device") -> Iterator[Ranks]:
-    """Inside, this process is one of those that torchrun has started, or the only one where it was not torchrun.
+    """Inside, this process is connected with the others that torchrun has started, if it has started several.
 
-    Raises ProcessLostError where the others do not come.
+    Raises ProcessLostError if they cannot be reached.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield ALONE
@@ -150,7 +152,7 @@ def join_ranks(device: "torch.device") -> Iterator[Ranks]:
 
     with _peers():
         store, rank, size = next(iter(rendezvous("env://")))
-        # The store outlives a set of processes, and with it the addresses of those that have died.
+        # The store outlives a restart, and would hold the addresses of the processes that have died.
         store = PrefixStore(f"restart {restarts()}", store)
         # Objects always travel by gloo; tensors on GPUs by NCCL.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -163,7 +165,7 @@ def join_ranks(device: "torch.device") -> Iterator[Ranks]:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """What the backends raise when a process has gone, as one error."""
+    """Turn what the backends raise when a process has ended into ProcessLostError."""
     try:
         yield
     except RuntimeError as error:  # gloo raises it bare; torch's own distributed errors are kinds of it

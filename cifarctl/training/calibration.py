@@ -12,7 +12,8 @@ from cifarctl.models.base import Classifier, calibrated
 def calibrate(model: Classifier, val: Dataset, precision: Precision) -> None:
     """Set the model's temperature and smoothing to those that fit `val` best.
 
-    They hold with six views as well: of the pretrained classifier's, a fit without and with views gave the same.
+    They are fitted without test-time augmentation, and serve with it as well: for the pretrained classifier, fits with
+    and without were the same.
     """
     logits = predict_logits(model, val.images, precision=precision, calibrate=False)
     temperature, smoothing = fit_calibration(logits, val.labels)
@@ -23,9 +24,10 @@ def calibrate(model: Classifier, val: Dataset, precision: Precision) -> None:
 def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """The temperature and the smoothing with which `calibrated` logits give `labels` the greatest likelihood.
 
-    logits: as they are trained, float (N, classes). labels: int64 (N,). Label smoothing and mixed images train for too
-    little confidence, overfitting for too much. A temperature alone (Guo et al., "On Calibration of Modern Neural
-    Networks", 2017) cannot undo smoothing: it makes unsure answers too sure by the time that sure ones are right.
+    logits: uncalibrated, float (N, classes). labels: int64 (N,). Label smoothing and mixed images make a model
+    underconfident, overfitting makes it overconfident. A temperature alone (Guo et al., "On Calibration of Modern
+    Neural Networks", 2017) cannot undo label smoothing: when it is right for confident predictions, it makes the others
+    overconfident.
     """
     logits, labels = logits.cpu().double(), labels.cpu()  # mps has no float64
 
@@ -36,7 +38,7 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
         )  # (exponents, N, classes)
         return likelihoods[:, torch.arange(len(labels)), labels].mean(1).neg().tolist()
 
-    # A grid, then finer ones around the best of the one before.
+    # A grid search, then finer ones, each around the best point so far.
     exponent, smoothing, step = 0.0, 0.15, 0.5
     for count in (6, 3, 3, 3):
         exponents = [exponent + step * i for i in range(-count, count + 1)]

@@ -1,7 +1,6 @@
-"""The whole state of a training run as one safetensors file, and back.
+"""Write the whole state of a training run to one safetensors file, and read it.
 
-There is no random generator in it: every step seeds its own from (seed, step), so a position is all that a resumed run
-needs.
+It holds no random generator's state: every step seeds the generator from (seed, step), so the step's number is enough.
 """
 
 import json
@@ -24,13 +23,13 @@ Record = dict[str, float | int]
 
 @dataclass
 class TrainingState:
-    """What changes while a run goes on, but for the model and the optimizer.
+    """What changes during a run, without the model and the optimizer.
 
-    step: optimizer steps done. loss_sum: the sum of the losses of the current epoch's steps, a scalar. seconds: spent
-    so far.
-    best_epoch: the best so far, counting from 1; best its model, best_metric its validation metric. ema: the averaged
-    model, where there is one.
-    scaler: the gradient scaler's numbers, where precision is fp16.
+    step: optimizer steps done. loss_sum: the sum of the losses of the current epoch's steps, a scalar. seconds: time
+    spent in training. history: a record per epoch.
+    best_epoch: the best epoch so far, counting from 1; best: its weights; best_metric: its validation metric.
+    ema: the moving average of the weights; empty if the recipe has none.
+    scaler: the state of the gradient scaler; empty unless precision is fp16.
     """
 
     step: int = 0
@@ -51,7 +50,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Replace the checkpoint at `path`, atomically. data: a description of it, to be noted. Raises OSError."""
+    """Replace the checkpoint at `path`, atomically. data: the description of the run's data. Raises OSError."""
     tensors = {"loss_sum": state.loss_sum}
     for group, group_tensors in (("model", model.state_dict()), ("best", state.best), ("ema", state.ema)):
         tensors |= {f"{group}.{name}": tensor for name, tensor in group_tensors.items()}
@@ -76,9 +75,9 @@ def load_checkpoint(
     device: torch.device,
     data: Mapping[str, Any] | None = None,
 ) -> TrainingState:
-    """Put the checkpoint at `path` into `model` and `optimizer` and return the rest.
+    """Load the checkpoint at `path` into `model` and `optimizer`, and return the rest.
 
-    Raises RunDirError where the file is damaged or belongs to another model, or to other data than `data` describes.
+    Raises RunDirError if the file is damaged, or belongs to another model or to other data than `data` describes.
     """
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "ema": {}, "optimizer": {}}
     try:
@@ -101,7 +100,7 @@ def load_checkpoint(
         )
     return TrainingState(
         step=position["step"],
-        # Copies, since a mapped file is about to be replaced by the next checkpoint.
+        # Copies: these tensors are a view of the file, which the next checkpoint replaces.
         loss_sum=loss_sum.clone(),
         seconds=position["seconds"],
         history=position["history"],
@@ -119,7 +118,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         parameter = parameters[int(index)]
-        # In the parameter's memory layout: sums in another order would end in other bits.
+        # In the parameter's memory layout, since sums in another order give other bits.
         value = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""A training step that a GPU takes without being told of its hundreds of kernels one by one."""
+"""A training step as a CUDA graph: one call starts its hundreds of kernels."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from torch import Tensor
 
 @dataclass
 class _Recording:
-    """What is known of one kind of step. calls: how often it was taken. indices, epoch, loss: what the graph reads and
-    writes.
+    """One kind of step. calls: how often it was taken. graph: once recorded, it reads the tensors `indices` and `epoch`
+    and writes `loss`.
     """
 
     calls: int = 0
@@ -24,11 +24,10 @@ class CapturedStep:
     """`step` as CUDA graphs: one for each kind of step, recorded at its third call, and replayed from then on.
 
     step: indices, int64 (B,), of a batch's images in the data set, and the epoch, int64 () -> the loss, (); all on the
-    GPU. It may change tensors there that outlive it, but must not wait for the GPU. What Python decides in it is
-    decided once for each kind of step.
+    GPU. What it must keep to is listed at `training.objectives.Objective`.
 
-    The first two calls run it as it is, since libraries set themselves up in them. Random numbers are those that it
-    draws without a graph: a replay starts from the generator's seed of its moment.
+    The first two calls run `step` without a graph, since libraries initialise themselves in them. A replay draws the
+    same random numbers as the step would without a graph, since it reads torch's generator as it then is.
     """
 
     def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -37,8 +36,8 @@ class CapturedStep:
         self._recordings: dict[Hashable, _Recording] = {}
 
     def __call__(self, indices: Tensor, epoch: int, phase: Hashable, variant: Hashable = None) -> Tensor:
-        """Take a step. Graphs of another `phase` than before are forgotten; steps of each `variant` have their own.
-        Raises what `step` raises.
+        """Take a step. A kind of step is a phase and a variant: a new `phase` discards all graphs, and each `variant`
+        has its own. Raises what `step` raises.
         """
         if phase != self._phase:
             self._phase, self._recordings = phase, {}

@@ -1,4 +1,4 @@
-"""What an autoencoder and a classifier each minimise, and what they report after each epoch."""
+"""Objectives: the losses that autoencoders and classifiers minimise, and the metrics they report after each epoch."""
 
 import math
 from typing import Protocol
@@ -11,7 +11,7 @@ from cifarctl.data import Dataset
 from cifarctl.data.dataset import to_float
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
-from cifarctl.inference import classify_seen, predict_logits, reconstruct, see
+from cifarctl.inference import classify_features, compute_features, predict_logits, reconstruct
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.augment import augment_images, flip, mix_examples, random_crop, scale
 from cifarctl.training.recipes import Recipe
@@ -20,8 +20,23 @@ from cifarctl.training.recipes import Recipe
 class Objective(Protocol):
     """The part of a training run that depends on the task.
 
-    metric: the name, among those that `validate` returns, of the one that is maximised over epochs.
-    encodes_first: True where `inputs` takes an autoencoder over all images: minutes, so the user is told.
+    metric: which of the metrics that `validate` returns is maximised: the epoch with the greatest value is kept.
+    encodes_first: True if `inputs` runs an autoencoder on all images. That may take minutes, so the user is told.
+
+    On one GPU, unless precision is fp16, training steps are recorded as CUDA graphs and replayed
+    (`cuda_graph.CapturedStep`). A replay runs the recorded kernels on the recorded addresses, and no Python. So
+    `augment`, `loss` and the model that they call must keep to these rules:
+
+    - Never wait for the GPU or copy from the CPU: no `.item()`, `.tolist()`, `.cpu()`, `print(tensor)`, `if tensor:`,
+      boolean indexing, `nonzero`, or `torch.tensor(number, device=…)`. Shapes must not depend on values.
+    - Python may decide only what stays the same between two of the recipe's `phase_boundaries`: all steps between them
+      replay the recorded `progress`. What changes at every step must be a tensor, as `epoch` is here. If a model has
+      several kinds of steps, its `draw_variant` draws the next one's, and each kind is recorded by itself.
+    - Python with an effect outside of the step, such as counting steps, runs at the first three steps of a kind only.
+    - Random numbers come from torch's default generator of the device: not from NumPy, `random` or another generator.
+    - Tensors from outside the step must outlive it and be changed in place: parameters, buffers, and attributes made
+      before the first step. A replay does not see that an attribute was assigned a new tensor. Nor may a tensor made
+      inside a step be kept: the next replay overwrites it.
     """
 
     metric: str
@@ -35,8 +50,8 @@ class Objective(Protocol):
         self, batch: Tensor, labels: Tensor, indices: Tensor, epoch: int | Tensor, progress: float
     ) -> tuple[Tensor, Tensor]:
         """Rows of `inputs` and labels, int64 (B,), at `indices`, int64 (B,) -> the model's input for this step, and
-        what `loss` compares its output with. `progress` in [0, 1) is the part of all steps that is done; between two of
-        the recipe's `turns`, it makes no difference.
+        what `loss` compares its output with. progress: the fraction of all steps that is done, in [0, 1). Between two
+        of the recipe's `phase_boundaries`, it must make no difference.
         """
         ...
 
@@ -45,12 +60,12 @@ class Objective(Protocol):
         ...
 
     def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
-        """Metrics on the whole of `data`, by name; `loss` among them. Several `ranks` share out the images."""
+        """Metrics on the whole of `data`, by name; `loss` among them. Several `ranks` share the images."""
         ...
 
 
 class _OnImages:
-    """What objectives share whose batches are images, augmented at every step."""
+    """Base of the objectives whose inputs are images, augmented at every step."""
 
     encodes_first = False
 
@@ -92,8 +107,8 @@ class Reconstruction(_OnImages):
 
 
 def balanced_weights(data: Dataset) -> Tensor:
-    """How much an image of each class counts if all classes are to count the same: N / (classes · images of the class),
-    float (classes,); their mean over the images of `data` is 1.
+    """Weights with which all classes count the same in a loss: N / (classes · images of the class), float (classes,).
+    Their mean over the images of `data` is 1.
 
     Source: King and Zeng, "Logistic Regression in Rare Events Data", 2001.
     """
@@ -104,10 +119,10 @@ def balanced_weights(data: Dataset) -> Tensor:
 class Classification(_OnImages):
     """Cross-entropy with label smoothing; reports accuracy.
 
-    class_weights: how much an image of each class counts in the loss of a batch, float (classes,); None is 1. What
-    `validate` reports is unweighted. teacher: a trained classifier of the same classes, whose probabilities for the
-    augmented images are learnt instead of the labels. Source: Beyer et al., "Knowledge distillation: A good teacher is
-    patient and consistent", 2022.
+    class_weights: the weight of each class's images in the loss, float (classes,); None is 1 for all. `validate` uses
+    none. teacher: a trained classifier of the same classes; its probabilities for the augmented images are the targets,
+    instead of the labels. Source: Beyer et al., "Knowledge distillation: A good teacher is patient and consistent",
+    2022.
     """
 
     metric = "accuracy"
@@ -124,7 +139,7 @@ class Classification(_OnImages):
         self.model, self.class_weights, self.teacher = model, class_weights, teacher
 
     def targets(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels as int64 (B,); if images are mixed or a teacher sees them, as float (B, classes)."""
+        """The targets are int64 (B,), or float (B, classes) if images are mixed or there is a teacher."""
         images, labels = mix_examples(images, labels, self.model.classes, self.recipe)
         if self.teacher is not None:
             with torch.no_grad():
@@ -136,9 +151,9 @@ class Classification(_OnImages):
         return self.cross_entropy(self.model(x), targets)
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of logits, float (B, classes), under the recipe's label smoothing and the classes' weights.
+        """The loss of logits, float (B, classes), with the recipe's label smoothing and the classes' weights.
 
-        targets: int64 (B,), or as probabilities float (B, classes).
+        targets: int64 (B,), or probabilities, float (B, classes).
         """
         smoothing, logits = self.recipe.label_smoothing, logits.float()
         if self.teacher is not None:
@@ -146,8 +161,8 @@ class Classification(_OnImages):
             return F.cross_entropy(logits / temperature, targets) * temperature**2
         if self.class_weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        # Not the function's own `weight`, which divides by the sum of the batch's weights: rare classes would count
-        # less than they should, and the mean over several processes would be another.
+        # Not the function's own `weight`: it divides by the sum of the batch's weights, so rare classes would count too
+        # little, and the result would depend on the number of processes.
         losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
         weights = targets @ self.class_weights if targets.is_floating_point() else self.class_weights[targets]
         return (losses * weights).mean()
@@ -163,7 +178,7 @@ class Classification(_OnImages):
 
 
 class _Frozen(Classification):
-    """Classification from what a frozen autoencoder makes of the images, once: only the layers after it are trained."""
+    """Classification of a frozen autoencoder's output, which is computed once: only the layers after it are trained."""
 
     encodes_first = True
 
@@ -172,23 +187,23 @@ class _Frozen(Classification):
     ) -> None:
         super().__init__(model, recipe, seed, class_weights)
         self.precision = precision
-        self.seen: tuple[Dataset, Tensor] | None = None
+        self.cached_features: tuple[Dataset, Tensor] | None = None
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         return self.cross_entropy(self.model.classify(x), targets)
 
     def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
-        """What the autoencoder makes of `data` stays the same from epoch to epoch, and takes longer than the rest."""
-        if self.seen is None or self.seen[0] is not data:
-            self.seen = data, see(self.model, data.images, precision=precision, ranks=ranks)
-        return classify_seen(self.model, self.seen[1], precision=precision, ranks=ranks)
+        """Computes the features of `data` once: they are the same in every epoch, and take longer than the rest."""
+        if self.cached_features is None or self.cached_features[0] is not data:
+            self.cached_features = data, compute_features(self.model, data.images, precision=precision, ranks=ranks)
+        return classify_features(self.model, self.cached_features[1], precision=precision, ranks=ranks)
 
 
 class FrozenLatents(_Frozen):
-    """Classification by fully connected layers alone, from latents that are computed once.
+    """Classification of latents by fully connected layers.
 
-    Augmentation happens before the encoder: `VIEWS` augmented copies of every image are encoded at the start, and each
-    step draws one of them for each image. Half of the copies are mirrored.
+    Images are augmented before the encoder: `VIEWS` augmented copies of every image are encoded at the start, and each
+    step draws one of them per image. Half of the copies are mirrored.
     """
 
     VIEWS = 4
@@ -198,9 +213,9 @@ class FrozenLatents(_Frozen):
         copies = []
         for view in range(self.VIEWS):
             augmented = flip(images, torch.full((len(images),), view % 2 == 1, device=images.device))
-            if self.recipe.crop and view > 1:  # one pair stays unshifted, as images are seen in use
+            if self.recipe.crop and view > 1:  # two stay unshifted, as images are when the classifier is used
                 augmented = torch.cat([random_crop(chunk, self.recipe.crop) for chunk in augmented.split(5000)])
-            copies.append(see(self.model, augmented, precision=self.precision))
+            copies.append(compute_features(self.model, augmented, precision=self.precision))
         return torch.stack(copies, dim=1)
 
     def augment(
@@ -216,21 +231,19 @@ class FrozenLatents(_Frozen):
 
 
 class FrozenPictures(_Frozen):
-    """Classification by convolutions alone, of the pictures that a frozen autoencoder decodes from its latents. They
-    are drawn once, in whole levels, and augmented like images.
+    """Classification by convolutions of the pictures that a frozen autoencoder decodes from its latents. They are
+    computed once, rounded to uint8, and augmented like images.
     """
 
     def inputs(self, images: Tensor) -> Tensor:
         """-> uint8 (N, 3, 32, 32)."""
-        chunks = images.split(5000)
-        return torch.cat(
-            [see(self.model, chunk, precision=self.precision).mul_(255).round_().byte() for chunk in chunks]
-        )
+        chunks = (compute_features(self.model, chunk, precision=self.precision) for chunk in images.split(5000))
+        return torch.cat([chunk.mul_(255).round_().byte() for chunk in chunks])
 
 
 class ThawingPictures(FrozenPictures):
-    """The same until the recipe's `thaw`. From then on each step draws its pictures anew, and the autoencoder gets a
-    gradient.
+    """The same until the recipe's `thaw`; after that, the autoencoder is trained as well, and each step decodes its
+    pictures anew.
     """
 
     thawed = False
@@ -249,5 +262,5 @@ class ThawingPictures(FrozenPictures):
 
     def logits(self, data: Dataset, precision: Precision, ranks: Ranks) -> Tensor:
         if self.thawed:
-            self.seen = None  # each step since has made other pictures of them
+            self.cached_features = None  # the autoencoder has changed since
         return super().logits(data, precision, ranks)

@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate's schedule."""
+"""Optimizers and the learning rate schedule."""
 
 import inspect
 import math
@@ -29,7 +29,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     elif recipe.optimizer == "muon":
         optimizer = Muon([p for _, p in named], recipe.lr)
     else:
-        # Biases and norms do not overfit, and decaying them only moves them from where they should be.
+        # Biases and norms do not overfit: weight decay would only pull them away from their best values.
         groups = [
             {"params": [p for _, p in named if p.ndim > 1], "weight_decay": recipe.weight_decay},
             {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
@@ -43,7 +43,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate_factor(recipe: Recipe, progress: float) -> float:
-    """The learning rate over its peak, where `progress` in [0, 1] is the part of all steps that is done."""
+    """The learning rate divided by its peak. progress: the fraction of all steps that is done, in [0, 1]."""
     if progress < recipe.warmup:
         return progress / recipe.warmup
     falling = (progress - recipe.warmup) / (1 - recipe.warmup)
@@ -51,7 +51,7 @@ def learning_rate_factor(recipe: Recipe, progress: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` of its peak."""
+    """Set every group's learning rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(group["peak_lr"] * factor)
@@ -60,7 +60,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def keep_rates_on(device: torch.device, optimizer: torch.optim.Optimizer) -> None:
-    """Make the rates tensors: a CUDA graph of a step would never see another number than the first."""
+    """Make the learning rates tensors on `device`: a CUDA graph would keep the numbers of the step that it recorded."""
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
         if "capturable" in group:
@@ -68,8 +68,8 @@ def keep_rates_on(device: torch.device, optimizer: torch.optim.Optimizer) -> Non
 
 
 class _Eager(torch.optim.Optimizer):
-    """torch's optimizer, less its decorators that import torch's compiler at the first call: 2 s before the first step
-    of a run that compiles nothing.
+    """torch's optimizer without its decorators, which import torch's compiler at the first call: that takes 2 s, and
+    nothing here is compiled.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
@@ -83,11 +83,12 @@ class _AdamW(_Eager, torch.optim.AdamW):
 
 
 class Muon(_Eager):
-    """Nesterov momentum whose every step has the same size: convolutions' and matrices' with all singular values made
-    about one, vectors' with a root mean square of a tenth.
+    """Nesterov momentum with updates of constant size: those of convolutions and matrices are made orthogonal (all
+    singular values about 1), those of vectors get a root mean square of 0.1.
 
-    parameters: as torch's optimizers take them. lr: of all of them; a matrix with more rows than columns moves by
-    √(rows / columns) more. For nets whose layers' scales matter, as they do without normalisation. Source: Jordan et
+    parameters: as torch's optimizers take them. lr: of all parameters; the updates of matrices with more rows than
+    columns are √(rows / columns) times as large. It is for nets without normalisation, in which the scale of a layer's
+    weights matters. Source: Jordan et
     al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
@@ -117,7 +118,7 @@ class Muon(_Eager):
                 _descend([parameter], [update / root_mean_square], group["lr"] * self._VECTORS)
 
     def _nesterov(self, parameters: list[Tensor], grads: list[Tensor], momentum: float) -> list[Tensor]:
-        # torch's `_foreach` functions, as in its own optimizers: one kernel of a GPU for all tensors of a list.
+        # torch's `_foreach` functions, as in its own optimizers: on a GPU, one kernel for all tensors of a list.
         buffers = self._momenta(parameters, grads)
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
@@ -133,17 +134,17 @@ class Muon(_Eager):
 class AirbenchMuon(Muon):
     """Orthogonalised momentum for convolutions that a norm follows; SGD with Nesterov momentum for everything else.
 
-    named_parameters: (name, parameter) pairs. lr: of the convolutions. weight_decay: what a step at the peak rate takes
-    off everything else.
-    batch_size: the other parameters' rates grow with it, since the loss is a mean over the batch.
+    named_parameters: (name, parameter) pairs. lr: of the convolutions. weight_decay: of everything else: the fraction
+    that a step at the peak learning rate subtracts.
+    batch_size: the learning rates of everything else are proportional to it, since the loss is a mean over the batch.
 
-    A convolution's weight, (out, in, 3, 3) seen as a matrix (out, in · 9), is kept at Frobenius norm √out and moved by
-    its momentum with all singular values made about one (five-term Newton–Schulz iteration). Source: airbench94, whose
-    rates for the other parameters these are. Groups that are added later move as `Muon` moves them.
+    A convolution's weight (out, in, 3, 3), as a matrix (out, in · 9), is kept at Frobenius norm √out. Its update is its
+    momentum, made orthogonal by a Newton–Schulz iteration with a polynomial of degree 5. Source: airbench94, also for
+    the learning rates of the other parameters. Groups that are added later are updated as `Muon` does.
     """
 
     _FILTER_MOMENTUM, _SGD_MOMENTUM = 0.6, 0.85
-    _BIAS_LR, _HEAD_LR = 0.053, 0.67  # an image in the batch
+    _BIAS_LR, _HEAD_LR = 0.053, 0.67  # per image of the batch
 
     def __init__(
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float, batch_size: int
@@ -183,7 +184,7 @@ class AirbenchMuon(Muon):
         _descend(parameters, updates, group["lr"])
 
     def _move_at_once(self, parameters: list[Tensor], grads: list[Tensor], lr: float | Tensor) -> bool:
-        """Move filters in a few kernels, if this is a GPU that runs them. True if it is."""
+        """Update the filters in a few Triton kernels. Returns False if the device or these filters do not allow it."""
         device = parameters[0].device
         if not runs_kernels(device) or not has_bf16(device):
             return False
@@ -192,7 +193,7 @@ class AirbenchMuon(Muon):
         grads = [_laid_out_as(parameter, grad) for parameter, grad in zip(parameters, grads, strict=True)]
         momenta = []
         for parameter, momentum in zip(parameters, self._momenta(parameters, grads), strict=True):
-            momenta.append(_laid_out_as(parameter, momentum))  # one from a checkpoint may lie otherwise
+            momenta.append(_laid_out_as(parameter, momentum))  # a checkpoint may have another layout
             self.state[parameter]["momentum"] = momenta[-1]
         shapes = tuple(parameter.shape for parameter in parameters)
         if shapes not in self._plans:
@@ -210,7 +211,7 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 
 
 def _laid_out_as(parameter: Tensor, x: Tensor) -> Tensor:
-    """`x`, its values in memory in the order of the parameter's."""
+    """`x` in the parameter's memory layout."""
     return x if x.stride() == parameter.stride() else torch.empty_like(parameter).copy_(x)
 
 
@@ -222,7 +223,7 @@ def _descend(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor
 
 
 def _orthogonalised(updates: list[Tensor]) -> list[Tensor]:
-    """Each (out, in, …), as a matrix, with singular values near one. Equal shapes go through the iteration together."""
+    """Each update, (out, in, …), as a matrix with all singular values near 1. Those of equal shape are one batch."""
     by_shape: dict[torch.Size, list[int]] = {}
     for i, update in enumerate(updates):
         by_shape.setdefault(update.shape, []).append(i)
@@ -234,16 +235,16 @@ def _orthogonalised(updates: list[Tensor]) -> list[Tensor]:
     return result
 
 
-# Of the Newton–Schulz iteration's polynomial, those of Jordan et al. (2024): the steepest at zero that stay bounded.
+# Coefficients of the Newton–Schulz iteration's polynomial, from Jordan et al. (2024): the steepest at zero whose
+# iteration stays bounded.
 _QUINTIC = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 3
 
 
 def newton_schulz(matrices: Tensor, steps: int = _ITERATIONS) -> Tensor:
-    """Singular values of float (K, M, N) driven towards one: about 0.5 to 1.5 after three steps.
+    """Move the singular values of float (K, M, N) towards 1: after three steps they are about 0.5 to 1.5.
 
-    In bf16 where the hardware has it. Emulated, its products took 56 % of a step of `train-clf` on two cores that have
-    AVX2 only.
+    In bf16 if the hardware supports it; emulated, it took 56 % of a training step.
     """
     a, b, c = _QUINTIC
     x = matrices.bfloat16() if has_bf16(matrices.device) else matrices.float()
@@ -256,9 +257,9 @@ def newton_schulz(matrices: Tensor, steps: int = _ITERATIONS) -> Tensor:
             gram = x @ x.mT
             x = a * x + (b * gram + c * gram @ gram) @ x
     else:
-        # Each step multiplies x by a polynomial of its Gram matrix, and so that matrix by the polynomial's square: x
-        # itself is needed twice, not six times. For five of (256, 2304), 99 -> 44 ms, where a step of `train-clf` takes
-        # 1.2 s. bf16 has too few digits for it: the Gram matrix squares the singular values.
+        # Each step multiplies x by a polynomial of its Gram matrix, and so the Gram matrix by the polynomial's square.
+        # Iterating on Gram matrices takes two products with x instead of six: 44 instead of 99 ms. bf16 is too coarse
+        # for it, since a Gram matrix squares the singular values.
         def polynomial(gram: Tensor) -> Tensor:
             sums = b * gram + c * gram @ gram
             sums.diagonal(dim1=1, dim2=2).add_(a)

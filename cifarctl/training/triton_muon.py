@@ -1,8 +1,8 @@
-"""A step of `AirbenchMuon` for all convolutions at once, for a GPU, in Triton: what PyTorch's operations take two
-hundred kernels for, most of them shorter than their start.
+"""A step of `AirbenchMuon` on a GPU, for all convolutions at once, in Triton. PyTorch's operations need two hundred
+kernels for it, and starting most of them takes longer than running them.
 
-Filters go through the Newton–Schulz iteration as one batch of matrices, the smaller ones padded with zeros: a zero row
-or column stays zero and changes no singular value but those that are zero.
+Filters go through the Newton–Schulz iteration as one batch of matrices. The smaller ones are padded with zeros: zero
+rows and columns stay zero, and do not change the other singular values.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_VALUES = 2048  # of one filter bank, in one program
-_TILE = 64  # side of the part of a matrix product that one program makes
-_POINTERS = 8  # that one kernel writes
+_VALUES = 2048  # values of a filter per program
+_TILE = 64  # side of the square of a matrix product that one program computes
+_POINTERS = 8  # pointers that one kernel writes
 
 
 class Plan(NamedTuple):
-    """How filters lie in a batch of matrices. One is made for a model, before a step is captured: it copies from the
-    CPU.
+    """Where filters are in a batch of matrices. It is made once per model, before a step is recorded as a CUDA graph,
+    since making it copies from the CPU.
 
-    shape: (K, M, N), the batch. sizes: int32 (4, K): each filter's values, values in one output channel, and the steps
-    in a matrix of the batch from one output channel, and from one value in it, to the next. blocks: programs that the
-    largest filter needs. pointers: room for those of parameters, gradients and momenta, int64 (3, K).
+    shape: (K, M, N), the batch's. sizes: int32 (4, K): each filter's number of values, its number of values per output
+    channel, and its strides in a matrix of the batch: between output channels, and between the values of one. blocks:
+    how many programs the largest filter needs. pointers: int64 (3, K), memory for the addresses of parameters,
+    gradients and momenta.
     """
 
     shape: tuple[int, int, int]
@@ -34,8 +35,8 @@ class Plan(NamedTuple):
 
 
 def plan(parameters: Sequence[Tensor]) -> Plan | None:
-    """parameters: (out, …) each, on one device. None if `step` takes no such parameters, or they differ so much in size
-    that most of a batch would be padding.
+    """parameters: (out, …) each, on one device. Returns None if `step` cannot update them, or if their sizes differ so
+    much that most of the batch would be padding.
     """
     matrices = [(len(parameter), parameter[0].numel()) for parameter in parameters]
     m, n = max(min(sides) for sides in matrices), max(max(sides) for sides in matrices)
@@ -63,9 +64,9 @@ def step(
     coefficients: tuple[float, float, float],
     iterations: int,
 ) -> None:
-    """Move filters, and their momenta, as `AirbenchMuon` does.
+    """Update filters and their momenta as `AirbenchMuon` does.
 
-    parameters, grads, momenta: float32, those of one filter in the same order in memory, without gaps. lr: float32 ().
+    parameters, grads, momenta: float32, dense; those of one filter have the same memory layout. lr: float32 ().
     """
     count, m, n = plan.shape
     a, b, c = coefficients
@@ -105,7 +106,7 @@ def _write_pointers(pointers, start, count, a, b, c, d, e, f, g, h):  # type: ig
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _places(sizes, count, matrix, tile: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Which values of its filter a program takes, whether there are such, and where they lie in a matrix."""
+    """The indices of this program's values in their filter, whether they exist, and their places in the matrix."""
     at = tl.program_id(0) * tile + tl.arange(0, tile)
     row = tl.load(sizes + count + matrix)
     place = at // row * tl.load(sizes + 2 * count + matrix) + at % row * tl.load(sizes + 3 * count + matrix)
@@ -121,7 +122,7 @@ def _floats(pointers, at):  # type: ignore[no-untyped-def]
 def _nesterov(  # type: ignore[no-untyped-def]
     pointers, sizes, count, area, blocks, x, squares, momentum, tile: tl.constexpr
 ):
-    """Momenta of this step; what they move filters by, in `x`; sums of its squares and of the filters', in parts."""
+    """Update the momenta; write the updates to `x`, and the sums of squares of updates and filters, by block."""
     matrix = tl.program_id(1)
     at, inside, place = _places(sizes, count, matrix, tile)
     parameter = tl.load(_floats(pointers, matrix) + at, inside, other=0.0)
@@ -146,7 +147,7 @@ def _norm(squares, matrix, blocks, blocks_tile: tl.constexpr):  # type: ignore[n
 def _normalize(  # type: ignore[no-untyped-def]
     x, squares, area, blocks, blocks_tile: tl.constexpr, tile: tl.constexpr
 ):
-    """Each matrix of `x` over its norm, so that no singular value is above one."""
+    """Divide each matrix of `x` by its norm, so that no singular value is above 1."""
     matrix = tl.program_id(1)
     at = tl.program_id(0) * tile + tl.arange(0, tile)
     values = x + matrix.to(tl.int64) * area + at
@@ -178,7 +179,7 @@ def _polynomial(  # type: ignore[no-untyped-def]
 def _descend(  # type: ignore[no-untyped-def]
     pointers, sizes, count, area, blocks, x, squares, lr, blocks_tile: tl.constexpr, tile: tl.constexpr
 ):
-    """Filters at norm √out, less `lr` times their matrix of `x`."""
+    """Scale filters to norm √out, and subtract `lr` times their matrix of `x`."""
     matrix = tl.program_id(1)
     at, inside, place = _places(sizes, count, matrix, tile)
     parameter = _floats(pointers, matrix) + at

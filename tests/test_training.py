@@ -23,7 +23,8 @@ from cifarctl import hardware, models, weights
 from cifarctl.data import Dataset, Source
 from cifarctl.data.dataset import to_float
 from cifarctl.data.synthetic import draw_synthetic
-from cifarctl.errors import TrainingError
+from cifarctl.distributed import Ranks
+from cifarctl.errors import TrainingError, UsageError
 from cifarctl.models.base import calibrated
 from cifarctl.models.pca import pca_reconstruct
 from cifarctl.training import recipes
@@ -461,6 +462,25 @@ class TestLoop:
         assert isinstance(fitted, Fitted)
         assert [epoch.is_best for epoch in epochs] == [True, True, False]
         assert fitted.best_epoch == 2
+
+    def test_a_batch_that_processes_cannot_share_is_refused_before_any_image_is_encoded(self, tmp_path: Path) -> None:
+        train, val = self.data()
+        model = models.build("mlp", hidden=[16])
+        objective = Classification(model, self.recipe, seed=0)  # type: ignore[arg-type]
+        objective.encodes_first = True
+        events = fit(
+            model,  # type: ignore[arg-type]
+            objective,
+            train,
+            val,
+            self.recipe,
+            seed=0,
+            precision="fp32",
+            checkpoint=tmp_path / "c",
+            ranks=Ranks(0, 3),
+        )
+        with pytest.raises(UsageError, match="50: 3 processes cannot share it equally"):
+            next(events)
 
     def test_a_loss_that_is_not_finite_stops_the_run(self, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="no longer finite at step"):

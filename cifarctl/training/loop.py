@@ -75,8 +75,9 @@ def fit(
 class Trainer:
     """One run of `fit`, whose arguments these are.
 
-    `run` calls `_train_epoch`, that calls `_step`, and that `_compute_gradients` and `_apply_gradients`. On one GPU,
-    these last two are recorded as a CUDA graph, and replayed: see `Objective` for what that demands.
+    `run` calls `_train_epoch` for each epoch, that calls `_step` for each batch, and that `_compute_gradients` and
+    `_apply_gradients`. On one GPU these two are recorded as a CUDA graph and replayed, unless precision is fp16:
+    `Objective` says what that demands.
     """
 
     model: Model
@@ -199,7 +200,7 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate_factor(self.recipe, self.progress))
         for name, until in self.recipe.trained_until.items():
             self.model.get_parameter(name).requires_grad_(self.progress < until)
-        compute = partial(self._compute, indices, epoch)
+        compute = partial(self._compute_or_replay, indices, epoch)
         loss = compute_with_diagnosis(compute, len(indices), ranks.size, state.step, self.steps)
         requested = ranks.average([p.grad for p in self.model.parameters() if p.grad is not None], self._request())
         if not self.captured:
@@ -211,9 +212,9 @@ class Trainer:
             update_average(state.ema, self.model, min(self.recipe.ema, (1 + state.step) / (10 + state.step)))
         return loss, requested
 
-    def _compute(self, indices: Tensor, epoch: int, count: int) -> Tensor:
-        """The loss of the first `count` images, (), and their gradients. If steps are captured and these are all
-        images, the gradients are applied as well.
+    def _compute_or_replay(self, indices: Tensor, epoch: int, count: int) -> Tensor:
+        """Compute the gradients of the first `count` images, and return their loss, (). If there is a CUDA graph and
+        these are all images, it applies the gradients as well.
         """
         if self.captured:
             self.model.variant = self.model.draw_variant()
@@ -244,13 +245,14 @@ class Trainer:
     def _apply_gradients(self) -> None:
         """Move the weights by their gradients, which are already averaged over all processes.
 
-        Gradient clipping belongs here, first of all, after `self.scaler.unscale_(self.optimizer)`.
+        Gradient clipping belongs here, before all else: after `self.scaler.unscale_(self.optimizer)`, and without
+        waiting for the GPU.
         """
         self.scaler.step(self.optimizer)  # `optimizer.step()` and nothing else, unless precision is fp16
         self.scaler.update()
 
     def _validate(self, epoch: int, **measured: float) -> EpochDone:
-        """Measure the model after so many epochs, note it in the history, keep it if it is the best, save if due."""
+        """Measure the model after `epoch` epochs, and add that to the history. Keep the best; save if it is time."""
         state = self.state
         with weights_replaced(self.model, state.ema):
             metrics = self.objective.validate(self.val, self.precision, self.ranks)
@@ -263,8 +265,8 @@ class Trainer:
         position = {"epoch": epoch, "step": state.step, "seconds": round(state.seconds, 3)}
         state.history.append({**position, **measured, **on_val})
         state.loss_sum.zero_()
-        pause = _EPOCH_CHECKPOINT_SECONDS.get(self.device.type, 0.0)
-        pause = pause and max(pause, _CHECKPOINT_PAUSES * self.saving_seconds)
+        pause = _EPOCH_CHECKPOINT_SECONDS.get(self.device.type)
+        pause = max(pause, _CHECKPOINT_PAUSES * self.saving_seconds) if pause else 0.0
         if is_due := time.perf_counter() - self.saved_at >= pause:
             self._save()
         return EpochDone(list(state.history), self.recipe.epochs, weights, is_best, is_saved=is_due)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from cifarctl.distributed import ALONE, Ranks
+from cifarctl.training.signals import Request
 
 from support import Cifarctl
 
@@ -62,10 +63,13 @@ def test_processes_average_and_hear_of_each_others_signals(tmp_path: Path) -> No
     script.write_text(
         "import torch\n"
         "from cifarctl.distributed import join_ranks\n"
+        "from cifarctl.training.signals import Request\n"
         "with join_ranks(torch.device('cpu')) as ranks:\n"
         "    tensors = [torch.full((2, 2), float(ranks.rank)), torch.arange(3.0) * ranks.rank]\n"
         "    heard = ranks.average(tensors, 15 if ranks.rank == 1 else 0)\n"
         "    assert heard == 15 and ranks.average(tensors) == 0\n"
+        "    asked = (Request.SAVE, Request.STOP_SIGTERM)[ranks.rank]\n"
+        "    assert Request(int(ranks.average(tensors, asked))) is Request.STOP_SIGTERM\n"
         "    assert torch.equal(tensors[0], torch.full((2, 2), 0.5))\n"
         "    assert torch.equal(tensors[1], torch.tensor([0, 0.5, 1]))\n"
         "    assert ranks.from_main(f'from {ranks.rank}') == 'from 0'\n"
@@ -75,6 +79,13 @@ def test_processes_average_and_hear_of_each_others_signals(tmp_path: Path) -> No
         [*TORCHRUN, str(script)], capture_output=True, text=True, env=environment(), timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_stop_outranks_a_checkpoint_and_keeps_its_signal() -> None:
+    stops = [Request.for_signal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert [stop.signal for stop in stops] == [signal.SIGINT, signal.SIGTERM]
+    assert [request.stops for request in (Request.NONE, Request.SAVE, *stops)] == [False, False, True, True]
+    assert sorted([*stops, Request.SAVE, Request.NONE]) == [Request.NONE, Request.SAVE, *stops]
 
 
 @pytest.mark.thorough

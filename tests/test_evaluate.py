@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cifarctl import models
-from cifarctl.comparison import compare_accuracy, compare_psnr
+from cifarctl.comparison import compare_accuracy, compare_psnr, wilson_interval
 from cifarctl.data import Source
-from cifarctl.evaluation import evaluate_autoencoder, wilson_interval
+from cifarctl.evaluation import evaluate_autoencoder
 from cifarctl.weights import load_autoencoder
 
 from support import Cifarctl
@@ -249,8 +249,8 @@ class TestComparison:
 
     def test_the_difference_is_a_sentence(self, cifarctl: Cifarctl, classifier_run: Path, other_run: Path) -> None:
         done = cifarctl("evaluate", "-m", classifier_run, "-m", other_run)
-        (sentence,) = [line for line in done.out.splitlines() if " less " in line]
-        assert sentence.startswith(f"{other_run} less {classifier_run} on test: ")
+        (sentence,) = [line for line in done.out.splitlines() if " minus " in line]
+        assert sentence.startswith(f"{other_run} minus {classifier_run} on test: ")
         assert re.search(r"[+-]\d+\.\d\d points \(95 %: .* to .*\), p [=<] 0\.\d+", sentence)
 
     @pytest.mark.thorough
@@ -268,7 +268,7 @@ class TestComparison:
         shown = cifarctl("evaluate", "-m", classifier_run, "--split", "train", "--split", "test").out
         gap = 100 * (results[2]["metrics"]["accuracy"] - results[0]["metrics"]["accuracy"])
         assert f"{gap:+.2f}" in shown
-        assert "over train" in shown
+        assert "minus train" in shown
 
     def test_autoencoders_are_compared_image_by_image(
         self, cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path

@@ -78,11 +78,14 @@ class Metric:
 
     def text(self, value: Value) -> str:
         """A value with its unit; an interval as "1.00 to 2.00 dB"."""
-        return self._joined(value, " to ", self._unit)
+        percent = "%" if self.unit == "%" else ""
+        text = " to ".join(number + percent for number in self._numbers(value))
+        return text if percent else text + self._unit
 
     def cell(self, value: Value) -> str:
         """A value for a narrow column, without a unit that is a word; an interval as "1.00–2.00"."""
-        return self._joined(value, "–", "%" if self.unit == "%" and not isinstance(value, tuple | list) else "")
+        numbers = self._numbers(value)
+        return "–".join(numbers) + ("%" if self.unit == "%" and len(numbers) == 1 else "")
 
     def signed(self, difference: float) -> str:
         """A difference of two values without its unit; of fractions, in percentage points."""
@@ -94,14 +97,14 @@ class Metric:
 
     @property
     def _unit(self) -> str:
-        return self.unit if self.unit in ("", "%") else f" {self.unit}"
+        return f" {self.unit}" if self.unit else ""
 
     def _scaled(self, value: float) -> float:
         return 100 * value if self.unit == "%" else value
 
-    def _joined(self, value: Value, between: str, unit: str) -> str:
+    def _numbers(self, value: Value) -> list[str]:
         ends = value if isinstance(value, tuple | list) else (value,)  # JSON has made lists of tuples
-        return between.join(f"{self._scaled(end):{self.spec}}" for end in ends) + unit
+        return [f"{self._scaled(end):{self.spec}}" for end in ends]
 
 
 def measure_classifier(predictions: "Predictions") -> ClassifierMetrics:

@@ -1,23 +1,23 @@
 """Every figure. Functions return a Matplotlib figure; `save` writes it as PNG."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from cifarctl.evaluation import psnr, reliability_bins
+from cifarctl import figure_data
+from cifarctl.figure_data import ChartData, Colour
 from cifarctl.figure_text import drawable
 from cifarctl.files import atomic_path
-from cifarctl.rate import RatePoint
+from cifarctl.model_outputs import confident_mistakes, psnr
+from cifarctl.rate_distortion import RateDistortionPoint
 
-_BLUE, _ORANGE, _GREY = "#1f6fb2", "#d9711c", "#6b7280"
+_COLOURS: dict[Colour, str] = {"blue": "#1f6fb2", "orange": "#d9711c", "grey": "#6b7280"}
 _DPI = 150
 _NAME_WIDTH = 18
 
@@ -29,38 +29,16 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def curves(history: Sequence[Mapping[str, float]], metric: str) -> Figure:
-    """Training and validation loss on a log scale, and the validation `metric` ("accuracy" or "psnr"), by epoch."""
+    """Training and validation loss, and the validation `metric` ("accuracy" or "psnr"), by epoch."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss_axes, metric_axes = figure.subplots(1, 2)
-    epochs = [record["epoch"] for record in history]
-    # One point makes no line.
-    style: dict[str, Any] = {"marker": "o", "markersize": 4 if len(epochs) < 30 else 0}
-    train_loss = [record.get("train_loss", math.nan) for record in history]  # nothing is trained before epoch 1
-    loss_axes.plot(epochs, train_loss, color=_GREY, label="train", **style)
-    loss_axes.plot(epochs, [record["val_loss"] for record in history], color=_BLUE, label="validation", **style)
-    loss_axes.set(yscale="log", xlabel="epoch", ylabel="loss", title="Loss")
-    for which in (loss_axes.yaxis.set_major_formatter, loss_axes.yaxis.set_minor_formatter):
-        which(_PlainLogFormatter(minor_thresholds=(1.5, 0.6)))
-    loss_axes.legend(frameon=False)
-    loss_axes.grid(alpha=0.25, which="both")
-
-    values = [record[f"val_{metric}"] for record in history]
-    metric_axes.plot(epochs, values, color=_ORANGE, **style)
-    best = max(range(len(values)), key=lambda i: (values[i], i))
-    shown = f"{values[best]:.2%}" if metric == "accuracy" else f"{values[best]:.2f} dB"
-    label = "accuracy" if metric == "accuracy" else "PSNR (dB)"
-    metric_axes.set(xlabel="epoch", ylabel=label, title=f"Validation: best {shown}, epoch {epochs[best]}")
-    if metric == "accuracy":
-        metric_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    metric_axes.grid(alpha=0.25)
-    for axes in (loss_axes, metric_axes):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
+    for axes, data in zip(figure.subplots(1, 2), figure_data.learning_curves(history, metric), strict=True):
+        _draw(axes, data)
+        axes.set_title(": ".join(filter(None, (data.title, data.note.lower()))), fontsize=11)
     return figure
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
-    """A confusion matrix: counts, coloured by their part of the row. Rows are the truth."""
+    """A confusion matrix: counts, coloured by their fraction of the row. Rows are the truth."""
     counts = np.asarray(matrix)
     n = len(classes)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
@@ -78,7 +56,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
             for column in range(n):
                 colour = "white" if shares[row, column] > 0.5 else "black" if counts[row, column] else "#c3c8d0"
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=colour)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="part of the true class")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return figure
 
@@ -119,26 +97,17 @@ def reconstructions(originals: Tensor, outputs: Tensor, names: Sequence[str] | N
     return figure
 
 
-def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> Figure:
+def reliability(probabilities: Tensor, labels: Tensor) -> Figure:
     """Accuracy against confidence in equal bins of confidence, and how many images each bin holds.
 
     probabilities: float (N, classes). labels: int64 (N,).
     """
-    count, accuracy, _ = reliability_bins(probabilities, labels, bins)
-    edges = torch.linspace(0, 1, bins + 1)
-    middle = ((edges[1:] + edges[:-1]) / 2).numpy()
-
     figure = Figure(figsize=(4.8, 5.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    filled = (count > 0).numpy()
-    upper.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="calibrated")
-    upper.bar(middle[filled], accuracy.numpy()[filled], width=0.9 / bins, color=_BLUE, label="accuracy of the bin")
-    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1), title="Reliability")
-    upper.legend(frameon=False, loc="upper left")
-    lower.bar(middle, count.numpy(), width=0.9 / bins, color=_GREY)
-    lower.set(xlabel="confidence", ylabel="images")
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
+    accuracy, images = figure_data.reliability(probabilities, labels)
+    _draw(upper, accuracy)
+    _draw(lower, images)
+    upper.set(title=accuracy.title, xlabel="")
     return figure
 
 
@@ -148,8 +117,8 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
     images: uint8 (N, 3, 32, 32). labels: int64 (N,). probabilities: float (N, classes).
     """
     confidence, predicted = probabilities.max(1)
-    wrong = (predicted != labels).nonzero().flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True)][:count].tolist()
+    wrong = confident_mistakes(probabilities, labels)
+    worst = wrong[:count].tolist()
     columns = 10 if len(worst) > 10 else max(len(worst), 5)  # fewer would cut the title off
     rows = max(-(-len(worst) // columns), 1)
     figure = Figure(figsize=(1.25 * columns + 0.4, 1.75 * rows + 0.5), layout="constrained")
@@ -163,45 +132,67 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
         axes.imshow(images[i].permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(names[int(labels[i])], fontsize=8, **font)
         below = f"{names[int(predicted[i])]}\n{confidence[i]:.0%}"
-        axes.set_xlabel(below, fontsize=8, color=_ORANGE, **font)
+        axes.set_xlabel(below, fontsize=8, color=_COLOURS["orange"], **font)
     return figure
 
 
-def rate_curve(points: Sequence[RatePoint], images: int) -> Figure:
-    """PSNR against bytes an image, a line for each codec."""
+def rate_distortion(points: Sequence[RateDistortionPoint], images: int) -> Figure:
+    """PSNR against bytes per image, a line for each codec, measured on so many images."""
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    names = {"latents": "latents, 2 to 8 bits each", "jpeg": "JPEG", "webp": "WebP"}
-    for (codec, name), color in zip(names.items(), (_ORANGE, _GREY, _BLUE), strict=True):
-        line = [(point.size, point.psnr) for point in points if point.codec == codec]
-        axes.plot(*zip(*line, strict=True), marker="o", markersize=4, color=color, label=name)
-    last = max((point for point in points if point.codec == "latents"), key=lambda point: point.setting)
-    axes.annotate("8 bits", (last.size, last.psnr), (4, -12), textcoords="offset points", fontsize=8, color=_ORANGE)
-    axes.set(
-        xscale="log",
-        xlabel="bytes an image, without headers and containers",
-        ylabel="PSNR of the mean squared error (dB)",
-        title=f"Rate and quality, {images:,} images",
-    )
-    axes.xaxis.set_major_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
-    axes.xaxis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.5)))
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    data = figure_data.rate_distortion(points, images)
+    _draw(axes := figure.subplots(), data)
+    axes.set_title(f"{data.title}: {data.note}", fontsize=9)
     return figure
 
 
 def psnr_histogram(image_psnr: Tensor, psnr: float, pca_psnr: float) -> Figure:
-    """How the images' PSNR, float (N,) in dB, are distributed, with that of the mean error, and PCA's."""
+    """The distribution of the images' PSNR, float (N,) in dB, with that of the mean squared error, and PCA's."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axes = figure.subplots()
-    axes.hist(image_psnr.numpy(), bins=60, color=_BLUE)
-    axes.axvline(psnr, color=_ORANGE, label=f"of the mean error, {psnr:.2f} dB")
-    axes.axvline(pca_psnr, color=_GREY, linestyle="--", label=f"of PCA's, {pca_psnr:.2f} dB")
-    axes.set(xlabel="PSNR of an image (dB)", ylabel="images")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    _draw(figure.subplots(), figure_data.psnr_histogram(image_psnr, psnr, pca_psnr))
     return figure
+
+
+def _draw(axes: Axes, data: ChartData) -> None:
+    """Draw any chart, without its title and note."""
+    if bars := data.bars:
+        edges, heights = np.asarray(bars.edges), np.asarray(bars.heights)
+        shown = np.asarray([bool(description) for description in bars.descriptions])
+        axes.bar(
+            (edges[:-1] + edges[1:])[shown] / 2,
+            heights[shown],
+            width=0.9 * np.diff(edges)[shown],
+            color=_COLOURS[bars.colour],
+            label=bars.label or None,
+        )
+    for line in data.lines:
+        axes.plot(
+            *zip(*line.points, strict=True) if line.points else ((), ()),
+            color=_COLOURS[line.colour],
+            linestyle="--" if line.dashed else "-",
+            marker="o" if line.describe else "",  # one point makes no line
+            markersize=4 if len(line.points) < 30 else 0,
+            label=line.label or None,
+        )
+    for axis, scale, place in (
+        (axes.xaxis, data.x, axes.set_xlim),
+        (axes.yaxis, data.y, axes.set_ylim),
+    ):
+        axis.set_label_text(scale.label)
+        if scale.log:
+            (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)("log")
+            axis.set_major_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.6)))
+            axis.set_minor_formatter(_PlainLogFormatter(minor_thresholds=(2, 0.6)))
+        if scale.whole:
+            axis.set_major_locator(MaxNLocator(integer=True))
+        if scale.is_fraction:
+            axis.set_major_formatter(PercentFormatter(1.0))
+        if scale.limits:
+            place(*scale.limits)
+    if any(line.label for line in data.lines):
+        axes.legend(frameon=False)
+    if not data.bars:
+        axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 class _PlainLogFormatter(LogFormatter):

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cifarctl import models
-from cifarctl.comparison import compare_accuracy, compare_psnr
+from cifarctl.comparison import compare_accuracy, compare_psnr, mcnemar_p_value, wilson_interval
 from cifarctl.data import Source
-from cifarctl.evaluation import evaluate_autoencoder, wilson_interval
+from cifarctl.evaluation import evaluate_autoencoder
 from cifarctl.weights import load_autoencoder
 
 from support import Cifarctl
@@ -249,8 +249,8 @@ class TestComparison:
 
     def test_the_difference_is_a_sentence(self, cifarctl: Cifarctl, classifier_run: Path, other_run: Path) -> None:
         done = cifarctl("evaluate", "-m", classifier_run, "-m", other_run)
-        (sentence,) = [line for line in done.out.splitlines() if " less " in line]
-        assert sentence.startswith(f"{other_run} less {classifier_run} on test: ")
+        (sentence,) = [line for line in done.out.splitlines() if " minus " in line]
+        assert sentence.startswith(f"{other_run} minus {classifier_run} on test: ")
         assert re.search(r"[+-]\d+\.\d\d points \(95 %: .* to .*\), p [=<] 0\.\d+", sentence)
 
     @pytest.mark.thorough
@@ -268,7 +268,7 @@ class TestComparison:
         shown = cifarctl("evaluate", "-m", classifier_run, "--split", "train", "--split", "test").out
         gap = 100 * (results[2]["metrics"]["accuracy"] - results[0]["metrics"]["accuracy"])
         assert f"{gap:+.2f}" in shown
-        assert "over train" in shown
+        assert "minus train" in shown
 
     def test_autoencoders_are_compared_image_by_image(
         self, cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path
@@ -314,7 +314,24 @@ class TestComparison:
         first, second = both.clone(), both.clone()
         second[:only_first] = False
         first[only_first : only_first + only_second] = False
-        assert compare_accuracy(first, second).p_value == pytest.approx(p_value)
+        assert compare_accuracy(first, second).p_value == pytest.approx(p_value, rel=1e-12, abs=0)
+
+    @pytest.mark.parametrize(
+        ("only_first", "only_second", "p_value"),
+        # Sums of integer binomial coefficients as fractions, without rounding.
+        [
+            (400, 700, 1.1735888055605814e-19),
+            (10_001, 9_999, 0.9943581746877795),
+            (9_800, 10_200, 0.004780889455902644),
+            (9_000, 11_000, 1.9540827705828963e-45),
+            (0, 1000, 2.0**-999),
+            (0, 20_000, 0.0),
+        ],
+    )
+    def test_mcnemars_p_value_of_many_disagreements_is_exact(
+        self, only_first: int, only_second: int, p_value: float
+    ) -> None:
+        assert mcnemar_p_value(only_first, only_second) == pytest.approx(p_value, rel=1e-10, abs=0)
 
     def test_a_paired_difference_of_psnr_has_the_normal_p_value(self) -> None:
         torch.manual_seed(0)

@@ -21,7 +21,7 @@ from cifarctl.errors import UsageError
 from cifarctl.evaluation import evaluate_autoencoder, evaluate_classifier
 from cifarctl.models import pca
 from cifarctl.models.base import Autoencoder, Classifier, Model
-from cifarctl.rate import rate_points
+from cifarctl.rate_distortion import measure_rate_distortion
 from cifarctl.training import recipes
 from cifarctl.training.augment import random_affine, scale
 from cifarctl.training.calibration import calibrate, fit_calibration
@@ -235,7 +235,9 @@ class TestMeasuring:
             model = built("resconv", train, device)
             assert isinstance(model, Autoencoder)
             found[device.type] = evaluate_autoencoder(model, val, train.images).metrics
-            rates[device.type] = [point.psnr for point in rate_points(model, val.images[:4], train.images[:8])]
+            rates[device.type] = [
+                point.psnr for point in measure_rate_distortion(model, val.images[:4], train.images[:8])
+            ]
         assert found["mps"] == pytest.approx(found["cpu"], rel=1e-3)
         assert rates["mps"] == pytest.approx(rates["cpu"], rel=1e-3)
 

@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 
 from cifarctl import weights
+from cifarctl.cli import records
 from cifarctl.data import Source
 from cifarctl.inference import predict_logits
 
@@ -91,6 +95,7 @@ def test_every_format_holds_the_same_answers(
     records = [json.loads(line) for line in predict("jsonl").splitlines()]
     assert json.loads(predict("json")) == records
     rows = list(csv.DictReader(io.StringIO(predict("csv"))))
+    assert list(csv.DictReader(io.StringIO(predict("tsv")), delimiter="\t")) == rows
     assert [row["path"] for row in rows] == [record["path"] for record in records]
     for row, record in zip(rows[:-1], records[:-1], strict=True):
         assert (row["label"], float(row["confidence"])) == (record["label"], record["confidence"])
@@ -170,11 +175,55 @@ def test_an_empty_name_is_not_the_current_folder(cifarctl: Cifarctl, classifier_
 def test_the_suffix_of_the_file_decides_the_format(
     cifarctl: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path
 ) -> None:
-    for name in ("a.csv", "a.json", "a.jsonl"):
+    for name in ("a.csv", "a.json", "a.jsonl", "a.TSV", "answers"):
         assert cifarctl("predict", photos, "-m", classifier_run, "-o", tmp_path / name).code == 0
     assert (tmp_path / "a.csv").read_text().startswith("path,label,")
     assert len(json.loads((tmp_path / "a.json").read_text())) == 30
     assert len(labels((tmp_path / "a.jsonl").read_text())) == 30
+    assert (tmp_path / "a.TSV").read_text().startswith("path\tlabel\tconfidence\t")
+    assert (tmp_path / "answers").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "names"),
+    [
+        (("--format", "xml"), "--format xml: no such format", "table, jsonl, json, csv, tsv"),
+        (("-o", "answers.xlsx"), "no format has the suffix .xlsx", ".jsonl, .ndjson, .json, .csv, .tsv"),
+    ],
+)
+def test_an_unknown_format_is_an_error_that_names_what_there_is(
+    cifarctl: Cifarctl, tmp_path: Path, arguments: tuple[str, str], says: str, names: str
+) -> None:
+    done = cifarctl("predict", tmp_path, "-m", tmp_path / "no-model", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.error
+    assert names in done.err.splitlines()[-1]
+    named = cifarctl("predict", "--help")
+    assert "table|jsonl|json|csv|tsv" in "".join(named.out.split())
+
+
+def test_a_file_of_any_name_gets_the_format_that_is_asked_for(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.txt"
+    assert cifarctl("predict", photos, "-m", classifier_run, "-o", out, "--format", "csv").code == 0
+    assert out.read_text().startswith("path,label,")
+
+
+def test_a_new_format_needs_nothing_but_its_entry(
+    cifarctl: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def open_names(stream: IO[str], top_k: int) -> Iterator[records.Writer]:
+        yield lambda some: stream.writelines(f"{Path(one['path']).name} {top_k}\n" for one in some)
+
+    monkeypatch.setitem(records.FORMATS, "names", records.Format(open_names, (".names",)))
+    wanted = "".join(f"{path.name} 2\n" for path in sorted(photos.iterdir()))
+    line = ("predict", photos, "-m", classifier_run, "--top-k", 2)
+    assert cifarctl(*line, "--format", "names").out == wanted
+    assert cifarctl(*line, "-o", tmp_path / "x.names").code == 0
+    assert (tmp_path / "x.names").read_text() == wanted
+    assert "names" in cifarctl(*line, "--format", "other").err
 
 
 @pytest.mark.needs("/dev/full")

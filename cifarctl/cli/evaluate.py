@@ -1,27 +1,30 @@
 """`cifarctl evaluate`."""
 
-import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
-from cifarctl.distributed import join_ranks, local_device
+from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import UsageError
 from cifarctl.names import portable_name
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import RenderableType
+
+    from cifarctl.cli.measure import Measured, ModelOnData
+    from cifarctl.cli.thresholds import Threshold
+    from cifarctl.data import Split
 
 BELOW_THRESHOLD = 3
 _REPORT_IMAGES = 1200  # of all sections: at 3 KB each, the page stays under 5 MB
-Split = Literal["train", "val", "test"]
-SplitName = StrEnum("SplitName", ["train", "val", "test"])  # typer takes no list of Literal
+SplitName = StrEnum("SplitName", ["train", "val", "test"])  # `data.Split`: typer takes no list of Literal
 
 
 def evaluate(
@@ -50,7 +53,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="METRIC=VALUE",
-            help="Exit with 3 where a metric is worse than this. May be given several times.",
+            help="Exit with 3 if a metric is worse than this. May be given several times.",
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = None,
@@ -80,69 +83,114 @@ def evaluate(
       cifarctl evaluate -m runs/clf --fail-under accuracy=0.9
       cifarctl evaluate -m runs/a -m runs/b
     """
-    from cifarctl.cli.download import ensure_data
-    from cifarctl.cli.measure import Wanted, difference, find_subjects, measure
-    from cifarctl.cli.tables import comparison_table, difference_line
+    from cifarctl.cli.measure import find_models
+    from cifarctl.cli.thresholds import parse_thresholds
     from cifarctl.hardware import select_device
-    from cifarctl.wording import model_name
 
     output = Output(json=json, quiet=quiet)
-    thresholds = [_threshold(text) for text in fail_under or []]
+    thresholds = parse_thresholds(fail_under)
+    _check_targets(plots, report)
+    splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
+    models = find_models(model or [None], splits, data, data_dir, tta=tta)
+    for each in models:
+        for threshold in thresholds:
+            threshold.check_applies(each.info.kind, len(each.info.classes or ()), each.path)
+    _prepare_data(models, splits, output, offline=offline, allow_changed=allow_changed_data)
+    chosen_device = local_device(select_device(device))
+    opt.remark_unproven(device, output)
+    with join_ranks(chosen_device) as ranks:
+        if not ranks.is_main:
+            plots = report = None
+        measured = _measure_all(
+            models, splits, output, chosen_device, ranks, tta=tta, plots=plots, has_report=report is not None
+        )
+    if ranks.is_main:
+        _show(measured, output, plots, report)
+        _fail_below([one.result for one in measured], thresholds)
+
+
+def _check_targets(plots: Path | None, report: Path | None) -> None:
     if plots and plots.exists() and not plots.is_dir():
         raise UsageError(f"--plots {plots}: a file, not a folder")
     if report and report.is_dir():
         raise UsageError(f"--report {report}: a folder, not a file")
-    splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
-    subjects = find_subjects(model or [None], splits, data, data_dir, tta=tta)
-    for subject in subjects:
-        ensure_data(subject.source, output, offline=offline)
-    checked = [subject.check_data(name, allow_changed=allow_changed_data) for subject in subjects for name in splits]
+
+
+def _prepare_data(
+    models: "Sequence[ModelOnData]", splits: "Sequence[Split]", output: Output, *, offline: bool, allow_changed: bool
+) -> None:
+    """Have all data there, check it before anything is measured, and say what is odd with it, once."""
+    from cifarctl.cli.download import ensure_data
+
+    for model in models:
+        ensure_data(model.source, output, offline=offline)
+    checked = [model.check_data(split, allow_changed=allow_changed) for model in models for split in splits]
     for remark in dict.fromkeys(remark for remarks in checked for remark in remarks):
         output.status(remark)
-    chosen_device = local_device(select_device(device))
-    opt.remark_unproven(device, output)
-    count = len(subjects) * len(splits)
-    several = count > 1
+
+
+def _measure_all(
+    models: "Sequence[ModelOnData]",
+    splits: "Sequence[Split]",
+    output: Output,
+    device: "torch.device",
+    ranks: Ranks,
+    *,
+    tta: bool,
+    plots: Path | None,
+    has_report: bool,
+) -> "list[Measured]":
+    """Each model on each split, the first split first."""
+    from cifarctl.cli.measure import MeasureOptions, measure
+    from cifarctl.wording import model_name
+
+    count = len(models) * len(splits)
+    report_images = _REPORT_IMAGES // count if has_report else 0
     measured = []
-    with join_ranks(chosen_device) as ranks:
-        if not ranks.is_main:
-            plots = report = None
-        for name in splits:
-            for number, subject in enumerate(subjects):
-                if several:
-                    output.status(f"Measuring {model_name(str(subject.path))} on {name} …")
-                figures = _figure_folder(plots, number, subject.source.name, name) if plots and several else plots
-                images = subject.source.load(name).to(chosen_device)
-                wanted = Wanted(tta, figures, _REPORT_IMAGES // count if report else 0, ranks)
-                measured.append(measure(subject, name, images, wanted))
-    if not ranks.is_main:
-        return
+    for split in splits:
+        for number, model in enumerate(models):
+            figures = plots
+            if count > 1:
+                output.status(f"Measuring {model_name(str(model.path))} on {split} …")
+                figures = plots and _figure_folder(plots, number, model.source.name, split)
+            images = model.source.load(split).to(device)
+            measured.append(measure(model, split, images, MeasureOptions(tta, figures, report_images, ranks)))
+    return measured
+
+
+def _show(measured: "Sequence[Measured]", output: Output, plots: Path | None, report: Path | None) -> None:
+    """Give the results, with the differences between models on the same split, and write the report."""
+    from cifarctl.cli.measure import difference
+    from cifarctl.cli.tables import comparison_table, difference_line
+
     results = [one.result for one in measured]
-    differences = [
-        difference(measured[i], measured[j])
-        for i in range(len(measured))
-        for j in range(i + 1, len(measured))
-        if results[i]["split"] == results[j]["split"]
-    ]
+    pairs = combinations(measured, 2)
+    differences = [difference(*pair) for pair in pairs if pair[0].result["split"] == pair[1].result["split"]]
     if report:
         from cifarctl.report import write_report
 
         write_report(report, [one.section for one in measured if one.section], differences)
-    if several:
+    if len(results) > 1:
         lines = "\n".join(difference_line(pair) for pair in differences)
         output.result(
             {"results": results, "differences": differences}, lambda: comparison_table(results), lambda: lines
         )
     else:
-        output.result(results[0], *_tables(results[0], subjects[0].info.classes))
+        output.result(results[0], *_tables(results[0]))
     if plots:
         output.status(f"Figures: {plots}")
     if report:
         output.status(f"Report: {report}")
+
+
+def _fail_below(results: Sequence[dict[str, Any]], thresholds: "Sequence[Threshold]") -> None:
+    """End the program with `BELOW_THRESHOLD` if a metric misses its threshold, and say which of which model."""
+    from cifarctl.wording import model_name
+
     below = []
     for result in results:
-        where = f"{model_name(result['model'])} on {result['split']}: " if several else ""
-        shortfalls = (_shortfall(result["metrics"], name, bound) for name, bound in thresholds)
+        where = f"{model_name(result['model'])} on {result['split']}: " if len(results) > 1 else ""
+        shortfalls = (threshold.shortfall(result["metrics"]) for threshold in thresholds)
         below += [where + text for text in shortfalls if text]
     if below:
         report_error("; ".join(below))
@@ -150,41 +198,20 @@ def evaluate(
 
 
 def _figure_folder(plots: Path, number: int, data: str, split: str) -> Path:
-    """Where the figures of one of several models and splits go. data: a name, or a folder's path."""
+    """The folder for the figures of one of several models and splits. data: a name, or a folder's path."""
     return plots / portable_name(f"{number}-{Path(data).resolve().name}-{split}")
 
 
-def _tables(result: dict[str, Any], classes: tuple[str, ...]) -> "list[Callable[[], RenderableType]]":
+def _tables(result: dict[str, Any]) -> "list[Callable[[], RenderableType]]":
     from cifarctl.cli.tables import confusion_table, metrics_table, per_class_table
-    from cifarctl.wording import model_name
+    from cifarctl.wording import measured_on, model_name
 
-    note = " (drawn shapes: a smoke test, no benchmark)" if result["data"] == "synthetic" else ""
-    title = f"{model_name(result['model'])}: {result['n']:,} {result['split']} images of {result['data']}{note}"
+    title = f"{model_name(result['model'])}: {measured_on(result['n'], result['split'], result['data'])}"
     speed = {"images/s": f"{result['images_per_second']:,.0f}"}
     tables: list[Callable[[], RenderableType]] = [lambda: metrics_table(title, result["metrics"], speed)]
     if result["kind"] == "classifier":
+        classes = [row["label"] for row in result["per_class"]]
         tables.append(lambda: per_class_table(result["per_class"]))
         if len(classes) <= 10:  # more columns do not fit a terminal; --plots draws them
             tables.append(lambda: confusion_table(result["confusion_matrix"], classes))
     return tables
-
-
-def _threshold(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    with suppress(ValueError):
-        if not math.isnan(bound := float(value)):  # nothing is below "not a number": the check would always pass
-            return name, bound
-    raise UsageError(f"--fail-under {text}: expected METRIC=VALUE", hint="for example accuracy=0.9")
-
-
-def _shortfall(metrics: dict[str, Any], name: str, bound: float) -> str | None:
-    """How the metric misses its bound, or None where it does not."""
-    from cifarctl.evaluation import LOWER_IS_BETTER
-
-    value = metrics.get(name)
-    if not isinstance(value, int | float):
-        scalars = [known for known, found in metrics.items() if isinstance(found, int | float)]
-        raise UsageError(f"--fail-under {name}: no such metric", hint=f"one of: {', '.join(scalars)}")
-    if value > bound if name in LOWER_IS_BETTER else value < bound:
-        return f"{name} is {value:.6g}, {'above' if name in LOWER_IS_BETTER else 'below'} {bound:g}"
-    return None

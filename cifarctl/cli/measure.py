@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from cifarctl.report import Section
     from cifarctl.weights import ModelInfo
 
-_RATE_IMAGES = 500  # codecs take a millisecond an image and setting
+_CODEC_IMAGES = 500  # codecs take a millisecond per image and setting
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelOnData:
     """A model to measure, and the data to measure it on."""
 
     path: Path
@@ -51,11 +51,11 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to make of a measurement beside its numbers.
+class MeasureOptions:
+    """How to measure, and what to make beside the numbers.
 
     tta: average a classifier over six views. figures: a folder for them. report_images: how many images a report's
-    section may show; 0 makes none. ranks: the processes that share out the images.
+    section may show; 0 makes no section. ranks: the processes that share out the images.
     """
 
     tta: bool = False
@@ -68,7 +68,7 @@ class Wanted:
 class Measured:
     """result: what JSON shows. scores: (N,), whether each image was right, bool, or its PSNR in dB, float.
 
-    section: of a report, where one is wanted.
+    section: of a report, if there is to be one.
     """
 
     result: dict[str, Any]
@@ -76,14 +76,14 @@ class Measured:
     section: "Section | None"
 
 
-def find_subjects(
+def find_models(
     paths: Sequence[Path | None], splits: "list[Split]", data: str | None, data_dir: Path | None, *, tta: bool
-) -> list[Subject]:
-    """The models with their data. Raises UsageError where they cannot be compared."""
+) -> list[ModelOnData]:
+    """The models with their data. Raises UsageError if they cannot be compared."""
     from cifarctl import weights
     from cifarctl.data import Source, locate
 
-    subjects: list[Subject] = []
+    models: list[ModelOnData] = []
     sources: dict[Source, Source] = {}  # each is read once
     for reference in paths:
         path = weights.resolve(reference, "classifier")
@@ -91,9 +91,9 @@ def find_subjects(
         if tta and info.kind != "classifier":
             raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
         source = Source.trained_on(info.data, data, data_dir)
-        subjects.append(Subject(path, info, sources.setdefault(source, source)))
-    first = subjects[0]
-    for other in subjects[1:]:
+        models.append(ModelOnData(path, info, sources.setdefault(source, source)))
+    first = models[0]
+    for other in models[1:]:
         if other.info.kind != first.info.kind:
             raise UsageError(f"--model: {first.path} is a {first.info.kind} and {other.path} a {other.info.kind}")
         # The seed draws val, and all of the synthetic images; a limit changes train alone.
@@ -105,95 +105,99 @@ def find_subjects(
                 f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
                 hint="compare them on --split test of one --data",
             )
-    return subjects
+    return models
 
 
-def measure(subject: Subject, split: "Split", images: "Dataset", wanted: Wanted) -> Measured:
-    """Measure `subject` on `images`, its `split`. Raises DataError where the model is for other classes."""
+def measure(model: ModelOnData, split: "Split", images: "Dataset", options: MeasureOptions) -> Measured:
+    """Measure `model` on `images`, its `split`. Raises DataError if the model is for other classes."""
     result: dict[str, Any] = {
-        "model": str(subject.path),
-        "kind": subject.info.kind,
-        "data": subject.source.name,
+        "model": str(model.path),
+        "kind": model.info.kind,
+        "data": model.source.name,
         "split": split,
         "n": len(images),
-        "data_changes": subject.source.changes(subject.info.data, split),
+        "data_changes": model.source.changes(model.info.data, split),
     }
-    kind = _measure_classifier if subject.info.kind == "classifier" else _measure_autoencoder
-    return kind(subject, result, images, wanted)
+    kind = _measure_classifier if model.info.kind == "classifier" else _measure_autoencoder
+    return kind(model, result, images, options)
 
 
 def difference(first: Measured, second: Measured) -> dict[str, Any]:
-    """The second less the first, on the same images, as JSON shows it."""
-    from cifarctl.comparison import compare_accuracy, compare_psnr
+    """The second model's metric minus the first's, on the same images, as JSON shows it."""
+    from cifarctl.comparison import COMPARISONS
 
-    compare = compare_accuracy if first.result["kind"] == "classifier" else compare_psnr
+    compare = COMPARISONS[first.result["kind"]].compare
     pair = {"first": first.result["model"], "second": second.result["model"], "split": first.result["split"]}
     return {**pair, **asdict(compare(first.scores, second.scores))}
 
 
-def _measure_classifier(subject: Subject, result: dict[str, Any], images: "Dataset", wanted: Wanted) -> Measured:
+def _measure_classifier(
+    model: ModelOnData, result: dict[str, Any], images: "Dataset", options: MeasureOptions
+) -> Measured:
     from cifarctl import weights
     from cifarctl.evaluation import evaluate_classifier, require_classes
     from cifarctl.training.run_dir import read_history
 
-    model, info = weights.load_classifier(subject.path, images.images.device)
-    require_classes(info.classes, images.classes, subject.path)
-    history = read_history(subject.path) if wanted.report_images else []
-    report = evaluate_classifier(model, images, tta=wanted.tta, ranks=wanted.ranks)
+    classifier, info = weights.load_classifier(model.path, images.images.device)
+    require_classes(info.classes, images.classes, model.path)
+    history = read_history(model.path) if options.report_images else []
+    report = evaluate_classifier(classifier, images, tta=options.tta, ranks=options.ranks)
     labels = images.labels.cpu()
-    if wanted.figures:
+    if options.figures:
         from cifarctl import plots
 
-        plots.save(plots.confusion(report.confusion_matrix, images.classes), wanted.figures / "confusion.png")
-        plots.save(plots.reliability(report.probabilities, labels), wanted.figures / "reliability.png")
+        plots.save(plots.confusion(report.confusion_matrix, images.classes), options.figures / "confusion.png")
+        plots.save(plots.reliability(report.probabilities, labels), options.figures / "reliability.png")
         if report.metrics["accuracy"] != 1:
             worst = plots.mistakes(images.images.cpu(), labels, report.probabilities, images.classes)
-            plots.save(worst, wanted.figures / "mistakes.png")
+            plots.save(worst, options.figures / "mistakes.png")
     result |= {
-        "tta": wanted.tta,
+        "tta": options.tta,
         "metrics": report.metrics,
         "per_class": [asdict(row) for row in report.per_class],
         "confusion_matrix": report.confusion_matrix,
         "images_per_second": round(report.images_per_second, 1),
     }
     section = None
-    if wanted.report_images:
+    if options.report_images:
         from cifarctl.report import classifier_section
 
-        section = classifier_section(result, images, report.probabilities, history, wanted.report_images)
+        section = classifier_section(result, images, report.probabilities, history, options.report_images)
     return Measured(result, report.probabilities.argmax(1) == labels, section)
 
 
-def _measure_autoencoder(subject: Subject, result: dict[str, Any], images: "Dataset", wanted: Wanted) -> Measured:
+def _measure_autoencoder(
+    model: ModelOnData, result: dict[str, Any], images: "Dataset", options: MeasureOptions
+) -> Measured:
     from cifarctl import weights
     from cifarctl.evaluation import evaluate_autoencoder
     from cifarctl.training.run_dir import read_history
 
     device = images.images.device
-    model, _ = weights.load_autoencoder(subject.path, device)
-    history = read_history(subject.path) if wanted.report_images else []
-    train_images = subject.source.load("train").images.to(device)
-    report = evaluate_autoencoder(model, images, train_images, ranks=wanted.ranks)
+    autoencoder, _ = weights.load_autoencoder(model.path, device)
+    history = read_history(model.path) if options.report_images else []
+    train_images = model.source.load("train").images.to(device)
+    report = evaluate_autoencoder(autoencoder, images, train_images, ranks=options.ranks)
     result |= {
         "metrics": report.metrics,
         "images_per_second": round(report.images_per_second, 1),
     }
     points = []
-    some = images.images[:_RATE_IMAGES]
-    if wanted.figures or wanted.report_images:
-        from cifarctl.rate import rate_points
+    some = images.images[:_CODEC_IMAGES]
+    if options.figures or options.report_images:
+        from cifarctl.rate_distortion import measure_rate_distortion
 
-        points = rate_points(model, some, train_images[:5000])
+        points = measure_rate_distortion(autoencoder, some, train_images[:5000])
         result["rate"] = [asdict(point) for point in points]
-    if wanted.figures:
+    if options.figures:
         from cifarctl import plots
 
-        plots.save(_reconstructions(images, report), wanted.figures / "reconstructions.png")
+        plots.save(_reconstructions(images, report), options.figures / "reconstructions.png")
         histogram = plots.psnr_histogram(report.image_psnr, report.metrics["psnr"], report.metrics["pca_psnr"])
-        plots.save(histogram, wanted.figures / "psnr.png")
-        plots.save(plots.rate_curve(points, len(some)), wanted.figures / "rate.png")
+        plots.save(histogram, options.figures / "psnr.png")
+        plots.save(plots.rate_distortion(points, len(some)), options.figures / "rate.png")
     section = None
-    if wanted.report_images:
+    if options.report_images:
         from cifarctl.report import autoencoder_section
 
         section = autoencoder_section(result, images, report, history, points, len(some))

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.path_list import read_path_list
+from cifarctl.cli.records import DEFAULT_FORMAT, FORMATS, Writer, check_format, format_of, open_writer
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.hardware import Precision
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cifarctl.data.images import Decoded
+    from cifarctl.data.images import Decoded, ImageFiles
     from cifarctl.models.base import Classifier
 
     Answer = tuple[dict[str, Any], NDArray[np.uint8] | None]
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 _BATCH_SIZE, _GPU_BATCH_SIZE = 128, 1024
 _PART = 4  # batches that each of several processes is dealt at a time
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-_FORMATS: dict[str, Literal["jsonl", "json", "csv"]] = {".json": "json", ".csv": "csv"}
 
 
 def predict(
@@ -45,7 +45,7 @@ def predict(
     top_k: Annotated[
         int,
         typer.Option(
-            min=1, metavar="K", help="Classes an image, the likeliest first.", rich_help_panel=opt.OUTPUT_PANEL
+            min=1, metavar="K", help="Classes per image, the likeliest first.", rich_help_panel=opt.OUTPUT_PANEL
         ),
     ] = 1,
     tta: Annotated[
@@ -67,9 +67,12 @@ def predict(
         ),
     ] = None,
     format: Annotated[
-        Literal["table", "jsonl", "json", "csv"] | None,
+        str | None,
         typer.Option(
-            help="Default: table on a terminal, by the suffix of --out, else jsonl.", rich_help_panel=opt.OUTPUT_PANEL
+            metavar="|".join(FORMATS),
+            autocompletion=lambda: list(FORMATS),
+            help="Default: by the suffix of --out; without --out, table on a terminal, else jsonl.",
+            rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = None,
     out: Annotated[
@@ -94,11 +97,13 @@ def predict(
       find . -name '*.png' | cifarctl predict - -m runs/clf
     """
     from cifarctl import weights
-    from cifarctl.cli.records import open_writer
     from cifarctl.data.images import expand
     from cifarctl.hardware import select_device, select_precision
     from cifarctl.training.signals import raised_signals
 
+    if out is not None and str(out) in _STDOUT:  # as a file it would be replaced, with what `>>` should keep
+        out = None
+    format = _chosen_format(format, out)
     path = weights.resolve(model, "classifier")
     chosen_device = local_device(select_device(device))
     output = Output(quiet=quiet)
@@ -106,19 +111,10 @@ def predict(
     classifier, info = weights.load_classifier(path, chosen_device)
     if top_k > len(info.classes):
         raise UsageError(f"--top-k {top_k}: the model has {len(info.classes)} classes")
-    if out is not None and str(out) in _STDOUT:  # as a file it would be replaced, with what `>>` should keep
-        out = None
-    if format is None:
-        if out is not None:
-            format = _FORMATS.get(out.suffix.lower(), "jsonl")
-        else:
-            format = "table" if sys.stdout.isatty() else "jsonl"
-    if batch_size is None:
-        batch_size = _GPU_BATCH_SIZE if chosen_device.type == "cuda" else _BATCH_SIZE
-    failed = total = 0
     files = expand(_paths(image))
     with join_ranks(chosen_device) as ranks, raised_signals("while classifying"), ExitStack() as writing:
         write = writing.enter_context(open_writer(format, out, top_k)) if ranks.is_main else None
+        batch_size = batch_size or (_GPU_BATCH_SIZE if chosen_device.type == "cuda" else _BATCH_SIZE)
         classify = partial(
             _classify,
             model=classifier,
@@ -129,17 +125,41 @@ def predict(
             precision=select_precision(precision, chosen_device),
             processes=None if ranks.size == 1 else 0,
         )
-        for answers in ranks.streamed(iter(files), classify, _PART * batch_size):
-            assert write is not None
-            for part in [[answer] for answer in answers] if show else [answers]:  # each picture above its line
-                for record, pixels in part:
-                    if show and pixels is not None:
-                        from cifarctl.cli.preview import show_images
+        answers = ranks.streamed(iter(files), classify, _PART * batch_size)
+        total, failed = _write(answers, write, output if show else None)
+    _finish(files, total, failed, output)
 
-                        show_images([pixels], [f"{record['label']} {record['confidence']:.1%}"], output)
-                    total += 1
-                    failed += "error" in record
-                write(record for record, _ in part)
+
+def _chosen_format(format: str | None, out: Path | None) -> str:
+    """The name of the format. Raises UsageError if there is none of that name, or for that file."""
+    if format is not None:
+        return check_format(format)
+    if out is not None:
+        return format_of(out)
+    return "table" if sys.stdout.isatty() else DEFAULT_FORMAT
+
+
+def _write(batches: "Iterator[list[Answer]]", write: Writer | None, preview: Output | None) -> tuple[int, int]:
+    """Write all answers; with `preview`, draw each picture on it, above its line. Returns how many answers there were,
+    and how many of them were errors. Only the first of several processes gets answers, and `write` is there.
+    """
+    total = failed = 0
+    for batch in batches:
+        assert write is not None
+        for answers in [[answer] for answer in batch] if preview else [batch]:
+            for record, pixels in answers:
+                if preview and pixels is not None:
+                    from cifarctl.cli.preview import show_images
+
+                    show_images([pixels], [f"{record['label']} {record['confidence']:.1%}"], preview)
+                total += 1
+                failed += "error" in record
+            write(record for record, _ in answers)
+    return total, failed
+
+
+def _finish(files: "ImageFiles", total: int, failed: int, output: Output) -> None:
+    """Say what was left out, and end the program with 1 if a file or a folder gave no answer."""
     if ignored := files.describe_ignored():
         output.status(ignored)
     if failed:
@@ -176,7 +196,7 @@ def _classify(
     precision: Precision,
     processes: int | None,
 ) -> "Iterator[list[Answer]]":
-    """One record a path, in order, with the image that the model saw, in batches. At most a few of them are in memory.
+    """One record per path, in order, with the image that the model saw, in batches. At most a few are in memory.
 
     Each thread decodes a batch and classifies it, on one core. Threads that share every layer of the model would wait
     for each other all the time while others decode: 0.74 of the bare model's images/s on two Xeon cores, and 0.91 this

@@ -2,12 +2,13 @@
 
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
+from cifarctl.data import Split
 from cifarctl.distributed import process_number
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.names import portable_name, printable
@@ -30,9 +31,7 @@ def reconstruct(
     data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
     offline: opt.Offline = False,
-    split: Annotated[
-        Literal["train", "val", "test"], typer.Option(help="Which images.", rich_help_panel=opt.DATA_PANEL)
-    ] = "test",
+    split: Annotated[Split, typer.Option(help="Which images.", rich_help_panel=opt.DATA_PANEL)] = "test",
     count: Annotated[
         int,
         typer.Option(
@@ -77,10 +76,10 @@ def reconstruct(
     import torch
 
     from cifarctl import weights
-    from cifarctl.evaluation import psnr
     from cifarctl.files import save_tensors
     from cifarctl.hardware import select_device
     from cifarctl.inference import decode, encode
+    from cifarctl.model_outputs import psnr
 
     output = Output(json=json, quiet=quiet)
     if out is None and latents is None:

@@ -1,24 +1,57 @@
-"""Many records, one after another, as a table, JSON Lines, JSON or CSV."""
+"""The one table of formats for many records, written one after another: a new format needs its entry alone."""
 
 import csv
 import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
-from typing import IO, Any
-
-from rich.console import Console
-from rich.text import Text
+from typing import IO, TYPE_CHECKING, Any
 
 from cifarctl.cli.output import make_console, write_line
+from cifarctl.errors import UsageError
 from cifarctl.files import atomic_path
 from cifarctl.names import printable, spreadsheet_cell
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Record = dict[str, Any]
 Writer = Callable[[Iterable[Record]], None]
+DEFAULT_FORMAT = "jsonl"
+
+
+@dataclass(frozen=True)
+class Format:
+    """suffixes: of the files that get this format by their names. open: from a stream, and the number of classes that
+    each record ranks, to a function that writes records to that stream.
+    """
+
+    open: Callable[[IO[str], int], AbstractContextManager[Writer]]
+    suffixes: tuple[str, ...] = ()
+
+
+def check_format(name: str) -> str:
+    """Raise UsageError, which names the formats that there are, unless this is one of them."""
+    if name not in FORMATS:
+        raise UsageError(f"--format {name}: no such format", hint=f"one of: {', '.join(FORMATS)}")
+    return name
+
+
+def format_of(out: Path) -> str:
+    """The format of a file by its suffix, and `DEFAULT_FORMAT` without one. Raises UsageError on an unknown suffix."""
+    if not (suffix := out.suffix.lower()):
+        return DEFAULT_FORMAT
+    known = {each: name for name, format in FORMATS.items() for each in format.suffixes}
+    if suffix not in known:
+        raise UsageError(
+            f"--out {out}: no format has the suffix {suffix}",
+            hint=f"one of: {', '.join(known)}; or any name with --format {'|'.join(FORMATS)}",
+        )
+    return known[suffix]
 
 
 @contextmanager
@@ -27,58 +60,73 @@ def open_writer(format: str, out: Path | None, top_k: int) -> Iterator[Writer]:
     each would let all threads that wait for Python's lock go first. Raises OSError.
     """
     if out is None:
-        with _formatted(format, sys.stdout, top_k) as write:
+        with FORMATS[format].open(sys.stdout, top_k) as write:
             yield write
         return
     with (
         atomic_path(out) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
-        _formatted(format, stream, top_k) as write,
+        FORMATS[format].open(stream, top_k) as write,
     ):
         yield write
 
 
 @contextmanager
-def _formatted(format: str, stream: IO[str], top_k: int) -> Iterator[Writer]:
-    if format == "jsonl":
-        yield _lines(json.dumps, stream)
-    elif format == "json":
-        # One array, written as it grows: memory does not.
-        separators = chain(["[\n  "], repeat(",\n  "))
-        yield _lines(lambda record: next(separators) + json.dumps(record), stream, end="")
-        write_line("[]" if next(separators).startswith("[") else "\n]", stream)
-    elif format == "csv":
-        write_line(_csv_row(_csv_header(top_k)), stream)
-        yield _lines(lambda record: _csv_row(_csv_cells(record, top_k)), stream)
-    else:
-        console = make_console(stream)
-        yield _lines(lambda record: _table_line(record, console), stream)
+def _table(stream: IO[str], top_k: int) -> Iterator[Writer]:  # noqa: ARG001 (a line shows all that a record ranks)
+    console = make_console(stream)
+    yield _lines(lambda record: _table_line(record, console), stream)
+
+
+@contextmanager
+def _json_lines(stream: IO[str], top_k: int) -> Iterator[Writer]:  # noqa: ARG001
+    yield _lines(json.dumps, stream)
+
+
+@contextmanager
+def _json_array(stream: IO[str], top_k: int) -> Iterator[Writer]:  # noqa: ARG001
+    # One array, written as it grows: memory does not.
+    separators = chain(["[\n  "], repeat(",\n  "))
+    yield _lines(lambda record: next(separators) + json.dumps(record), stream, end="")
+    write_line("[]" if next(separators).startswith("[") else "\n]", stream)
+
+
+def _separated(delimiter: str) -> Callable[[IO[str], int], AbstractContextManager[Writer]]:
+    """Columns between delimiters, below a header."""
+
+    @contextmanager
+    def open_columns(stream: IO[str], top_k: int) -> Iterator[Writer]:
+        write_line(_columns(_header(top_k), delimiter), stream)
+        yield _lines(lambda record: _columns(_cells(record, top_k), delimiter), stream)
+
+    return open_columns
 
 
 def _lines(line: Callable[[Record], str], stream: IO[str], end: str = "\n") -> Writer:
     return lambda records: write_line("".join(line(record) + end for record in records), stream, end="")
 
 
-def _csv_header(top_k: int) -> list[str]:
+def _header(top_k: int) -> list[str]:
     more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "confidence")]
     return ["path", "label", "confidence", *more, "error"]
 
 
-def _csv_cells(record: Record, top_k: int) -> list[Any]:
+def _cells(record: Record, top_k: int) -> list[Any]:
     ranked = record.get("top") or [{"label": "", "confidence": ""}] * top_k
     cells = [cell for entry in ranked for cell in (entry["label"], entry["confidence"])]
     return [record["path"], *cells, record.get("error", "")]
 
 
-def _csv_row(cells: list[Any]) -> str:
+def _columns(cells: list[Any], delimiter: str) -> str:
     row = io.StringIO()
     safe = (spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in cells)
-    csv.writer(row, lineterminator="\n").writerow(safe)
+    csv.writer(row, delimiter=delimiter, lineterminator="\n").writerow(safe)
     return row.getvalue().removesuffix("\n")
 
 
-def _table_line(record: Record, console: Console) -> str:
+def _table_line(record: Record, console: "Console") -> str:
     """A row of fixed columns. A real table would have to wait for the last record before it knew its widths."""
+    from rich.text import Text
+
     line = Text()
     if "error" in record:
         line.append(f"{'error':<20}", style="red")
@@ -93,3 +141,12 @@ def _table_line(record: Record, console: Console) -> str:
     with console.capture() as capture:
         console.print(line, soft_wrap=True)
     return capture.get().rstrip("\n")
+
+
+FORMATS = {
+    "table": Format(_table),
+    "jsonl": Format(_json_lines, (".jsonl", ".ndjson")),
+    "json": Format(_json_array, (".json",)),
+    "csv": Format(_separated(","), (".csv",)),
+    "tsv": Format(_separated("\t"), (".tsv",)),
+}

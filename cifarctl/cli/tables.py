@@ -11,36 +11,27 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from cifarctl.comparison import COMPARISONS
+from cifarctl.metrics import METRICS, Metric, compared, headline
 from cifarctl.names import printable
-from cifarctl.wording import (
-    COMPARED,
-    METRIC_NAMES,
-    format_difference,
-    format_metric,
-    format_p_value,
-    format_score,
-    model_name,
-)
+from cifarctl.wording import format_p_value, format_score, model_name
 
 
 def metrics_table(title: str, metrics: Mapping[str, Any], more: Mapping[str, str]) -> Group:
-    """Metrics by their full names, then `more` rows as they are."""
+    """Metrics by their titles, then `more` rows as they are."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(overflow="fold")
     for name, value in metrics.items():
-        table.add_row(
-            METRIC_NAMES.get(name, name),
-            format_metric(name, value),
-            style="bold" if name in ("accuracy", "psnr") else "",
-        )
+        metric = METRICS[name]
+        table.add_row(metric.title, metric.text(value), style="bold" if metric is headline(metric.kind) else "")
     for name, value in more.items():
         table.add_row(name, _cell(value))
     return Group(_cell(title, style="bold"), "", table)
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FirstThatFits:
     """The first of several renderables that fits the terminal, or else the last."""
 
     choices: Sequence[RenderableType]
@@ -52,58 +43,55 @@ class Fitting:
         yield next(fits, last)
 
 
-def comparison_table(results: Sequence[Mapping[str, Any]]) -> Fitting:
-    """Several results of `evaluate` by model and split, with the gap to the first split where there are others."""
-    columns = COMPARED[results[0]["kind"]]
-    main = next(iter(columns))
-    return Fitting((_comparison_table(results, columns), _comparison_table(results, {main: columns[main]})))
+def comparison_table(results: Sequence[Mapping[str, Any]]) -> FirstThatFits:
+    """Several results of `evaluate` by model and split, with the gap to the first split if there are others. What is
+    too wide has fewer columns, the headline metric at least.
+    """
+    measured = set.intersection(*(set(result["metrics"]) for result in results))
+    columns = [metric for metric in compared(results[0]["kind"]) if metric.name in measured]
+    return FirstThatFits([_comparison_table(results, columns[:count]) for count in range(len(columns), 0, -1)])
 
 
-def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Table:
+def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Sequence[Metric]) -> Table:
     splits = list(dict.fromkeys(result["split"] for result in results))
-    classifiers = results[0]["kind"] == "classifier"
-    main = next(iter(columns))
+    main = columns[0]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("model", overflow="fold")
     table.add_column("split")
-    for heading in columns.values():
-        table.add_column(heading, justify="right")
+    for metric in columns:
+        table.add_column(metric.column, justify="right")
     if len(splits) > 1:
-        table.add_column(f"over {splits[0]}", justify="right")
+        table.add_column(f"minus {splits[0]}", justify="right")
     for model in dict.fromkeys(result["model"] for result in results):
         rows = [result for result in results if result["model"] == model]
         for row in rows:
-            cells = [_short(name, row["metrics"][name]) for name in columns]
-            gap = row["metrics"][main] - rows[0]["metrics"][main]
+            cells = [metric.cell(row["metrics"][metric.name]) for metric in columns]
             if len(splits) > 1:
-                cells.append("" if row is rows[0] else f"{100 * gap:+.2f}" if classifiers else f"{gap:+.2f}")
+                gap = row["metrics"][main.name] - rows[0]["metrics"][main.name]
+                cells.append("" if row is rows[0] else main.signed(gap))
             table.add_row(Text(model_name(model)), row["split"], *cells)
     return table
 
 
 def difference_line(difference: Mapping[str, Any]) -> str:
-    """That one model is better than another, with the interval and the p-value, as a sentence."""
+    """How much better one model is than another, with the interval and the p-value, as a sentence."""
     first, second = model_name(difference["first"]), model_name(difference["second"])
-    metric, bounds = difference["metric"], difference["ci95"]
-    low, high = (format_difference(metric, bound).split()[0] for bound in bounds)
-    verb = "right" if metric == "accuracy" else "better"
+    metric = METRICS[difference["metric"]]
+    low, high = map(metric.signed, difference["ci95"])
+    verb = COMPARISONS[metric.kind].verb
     return (
-        f"{second} less {first} on {difference['split']}: {format_difference(metric, difference['difference'])}"
+        f"{second} minus {first} on {difference['split']}: {metric.difference(difference['difference'])}"
         f" (95 %: {low} to {high}), p {format_p_value(difference['p_value'])};"
         f" {difference['only_second']:,} images {verb} only with {second},"
         f" {difference['only_first']:,} only with {first}"
     )
 
 
-def _short(name: str, value: Any) -> str:
-    if name == "accuracy_ci95":
-        return f"{100 * value[0]:.2f}–{100 * value[1]:.2f}"
-    return f"{value:.2f}" if "psnr" in name else format_metric(name, value)
-
-
-def per_class_table(rows: Sequence[Mapping[str, Any]]) -> Fitting:
-    """Precision, recall, F1 and support of each class; where that is too wide, recall and F1."""
-    return Fitting([_per_class_table(rows, columns) for columns in (("precision", "recall", "f1"), ("recall", "f1"))])
+def per_class_table(rows: Sequence[Mapping[str, Any]]) -> FirstThatFits:
+    """Precision, recall, F1 and support of each class; if that is too wide, recall and F1."""
+    return FirstThatFits(
+        [_per_class_table(rows, columns) for columns in (("precision", "recall", "f1"), ("recall", "f1"))]
+    )
 
 
 def _per_class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
@@ -118,10 +106,10 @@ def _per_class_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
     return table
 
 
-def confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Fitting:
-    """Counts, coloured by their part of the row; rows are the truth. Column names are cut to five letters."""
+def confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> FirstThatFits:
+    """Counts, coloured by their fraction of the row; rows are the truth. Column names are cut to five letters."""
     instead = Text("The confusion matrix is wider than this terminal: --plots and --report draw it.", style="dim")
-    return Fitting((_confusion_table(matrix, classes), instead))
+    return FirstThatFits((_confusion_table(matrix, classes), instead))
 
 
 def _confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Table:

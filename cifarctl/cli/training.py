@@ -224,19 +224,20 @@ def _epoch_line(event: Any) -> str:
 
 
 def _metric_text(record: dict[str, Any]) -> str:
-    if "val_psnr" in record:
-        return f"PSNR {record['val_psnr']:.2f} dB"
-    return f"accuracy {record['val_accuracy']:.2%}"
+    from cifarctl.metrics import METRICS
+
+    name = next(name for name in METRICS if f"val_{name}" in record)
+    return f"{METRICS[name].column} {METRICS[name].text(record[f'val_{name}'])}"
 
 
 def _summary_table(summary: dict[str, Any]) -> "RenderableType":
     from cifarctl.cli.tables import metrics_table
+    from cifarctl.wording import measured_on
 
     test = dict(summary["test"])
     n = test.pop("n")
-    note = " (drawn shapes: a smoke test, no benchmark)" if summary["data"]["name"] == "synthetic" else ""
     return metrics_table(
-        f"{summary['arch']}, {n:,} test images of {summary['data']['name']}{note}",
+        f"{summary['arch']}, {measured_on(n, 'test', summary['data']['name'])}",
         test,
         {
             "best epoch": f"{summary['best_epoch']} of {summary['epochs']}",

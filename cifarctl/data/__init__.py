@@ -4,11 +4,13 @@ Importing this package imports no torch, which the processes that decode files (
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+Split = Literal["train", "val", "test"]
 
 if TYPE_CHECKING:
     from cifarctl.data.dataset import Dataset
-    from cifarctl.data.source import Source, Split, locate
+    from cifarctl.data.source import Source, locate
 
 __all__ = ["Dataset", "Source", "Split", "locate"]
 

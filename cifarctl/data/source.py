@@ -5,11 +5,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from cifarctl.data import Split
 from cifarctl.data.archive import ARCHIVES
 from cifarctl.data.cache import archive_digest, cache_path, data_dir, read_cache
 from cifarctl.data.dataset import Dataset
@@ -19,7 +20,6 @@ from cifarctl.data.splits import default_val_size, stratified_split, was_drawn_o
 from cifarctl.data.synthetic import TEST_SIZE, TRAIN_SIZE, draw_synthetic
 from cifarctl.errors import ChangedDataError, DataError
 
-Split = Literal["train", "val", "test"]
 _T = TypeVar("_T")
 
 

@@ -12,7 +12,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cifarctl.comparison import COMPARISONS
 from cifarctl.files import write_text
+from cifarctl.metrics import METRICS, Metric, compared
 from cifarctl.names import printable
 from cifarctl.report.sections import (
     DIAGONAL,
@@ -22,15 +24,7 @@ from cifarctl.report.sections import (
     classifier_section,
 )
 from cifarctl.version import __version__
-from cifarctl.wording import (
-    COMPARED,
-    METRIC_MEANINGS,
-    METRIC_NAMES,
-    format_difference,
-    format_metric,
-    format_p_value,
-    format_score,
-)
+from cifarctl.wording import format_p_value, format_score, measured_on
 
 __all__ = ["Section", "autoencoder_section", "classifier_section", "write_report"]
 
@@ -42,25 +36,27 @@ def write_report(path: Path, sections: Sequence[Section], differences: Sequence[
 
 @dataclass(frozen=True)
 class _Row:
-    """A section in the page. gap: its metric less that of its model's first split; empty where there is but one."""
+    """A section in the page. gap: its metric minus that of its model's first split; empty for that split itself."""
 
     id: str
     section: Section
     gap: str
 
 
-def _rows(sections: Sequence[Section], metric: str) -> list[_Row]:
+def _rows(sections: Sequence[Section], metric: Metric) -> list[_Row]:
     first: dict[str, Section] = {}
     rows = []
     for number, section in enumerate(sections, 1):
         base = first.setdefault(section.result["model"], section)
-        gap = section.result["metrics"][metric] - base.result["metrics"][metric]
-        rows.append(_Row(f"s{number}", section, "" if base is section else format_difference(metric, gap)))
+        gap = section.result["metrics"][metric.name] - base.result["metrics"][metric.name]
+        rows.append(_Row(f"s{number}", section, "" if base is section else metric.difference(gap)))
     return rows
 
 
 def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]]) -> str:
-    columns = COMPARED[sections[0].result["kind"]]
+    kind = sections[0].result["kind"]
+    measured = set.intersection(*(set(section.result["metrics"]) for section in sections))
+    columns = [metric for metric in compared(kind) if metric.name in measured]
     script, style = (
         Markup(files(__name__).joinpath(f"report.{suffix}").read_text("utf-8")) for suffix in ("js", "css")
     )
@@ -75,18 +71,17 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         lstrip_blocks=True,
     )
     environment.globals |= {
-        "names": METRIC_NAMES,
-        "meanings": METRIC_MEANINGS,
+        "all_metrics": METRICS,
         "diagonal": DIAGONAL,
         "off_diagonal": OFF_DIAGONAL,
-        "format_metric": format_metric,
-        "format_difference": format_difference,
         "format_p_value": format_p_value,
         "format_score": format_score,
+        "measured_on": measured_on,
     }
     return environment.get_template("report.html").render(
-        rows=_rows(sections, next(iter(columns))),
+        rows=_rows(sections, columns[0]),
         columns=columns,
+        comparison=COMPARISONS[kind],
         differences=differences,
         model_names={section.result["model"]: section.name for section in sections},
         style=style,

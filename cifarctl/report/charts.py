@@ -8,13 +8,14 @@ from itertools import pairwise
 from markupsafe import Markup
 from torch import Tensor
 
-from cifarctl.evaluation import reliability_bins
-from cifarctl.rate import RatePoint
+from cifarctl import figure_data
+from cifarctl.figure_data import AxisData, ChartData
+from cifarctl.metrics import headline
+from cifarctl.rate_distortion import RateDistortionPoint
 from cifarctl.training.checkpoint import Record
 
 _WIDTH, _HEIGHT = 400, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 10, 42
-_BINS = 40
 
 
 @dataclass(frozen=True)
@@ -141,88 +142,59 @@ class _Drawing:
 
 
 def reliability(probabilities: Tensor, labels: Tensor) -> list[Chart]:
-    """Accuracy against confidence, and how many images have that confidence, in 15 bins.
+    """Accuracy against confidence, and how many images have that confidence.
 
     probabilities: float (N, classes). labels: int64 (N,).
     """
-    count, accuracy, _ = (tensor.tolist() for tensor in reliability_bins(probabilities, labels))
-    confidence = Axis("confidence", 0, 1, text=_percent)
-    upper = _Drawing("Accuracy by confidence", confidence, Axis("accuracy", 0, 1, text=_percent))
-    lower = _Drawing("Images by confidence", confidence, Axis("images", 0, max(count) * 1.05))
-    for i, (images, right) in enumerate(zip(count, accuracy, strict=True)):
-        low, high = i / len(count), (i + 1) / len(count)
-        span = f"confidence {low:.0%} to {high:.0%}"
-        if images:
-            upper.bar(low, high, right, "blue", f"{span}: {right:.1%} of {images:,} images are right")
-            lower.bar(low, high, images, "grey", f"{span}: {images:,} images")
-    upper.rule((0, 0), (1, 1), "orange dashed")
-    note = "Below the diagonal the model is surer than it is right, above it less sure. Bins of few images say little."
-    return [
-        Chart("Reliability", upper.svg(), [("blue", "accuracy of the bin"), ("orange dashed", "calibrated")], note),
-        Chart("Confidence", lower.svg(), [], "How sure the model is of its answers."),
-    ]
+    return [draw(data) for data in figure_data.reliability(probabilities, labels)]
 
 
 def learning_curves(history: Sequence[Record], kind: str) -> list[Chart]:
     """Training and validation loss, and the validation metric, by epoch; none without two epochs."""
-    metric, name = ("val_accuracy", "accuracy") if kind == "classifier" else ("val_psnr", "PSNR")
-    lines = {
-        key: [(record["epoch"], record[key]) for record in history if math.isfinite(record.get(key, math.nan))]
-        for key in ("train_loss", "val_loss", metric)
-    }
-    if min(len(line) for line in lines.values()) < 2:
+    charts = figure_data.learning_curves(history, headline(kind).name)
+    if min(len(line.points) for data in charts for line in data.lines) < 2:
         return []
-    epochs = Axis("epoch", history[0]["epoch"], history[-1]["epoch"], whole=True)
-    losses = [loss for key in ("train_loss", "val_loss") for _, loss in lines[key]]
-    loss = _Drawing("Loss by epoch", epochs, Axis.around(losses, "loss", log=min(losses) > 0))
-    loss.line(lines["train_loss"], "grey", lambda x, y: f"epoch {x:.0f}: training loss {y:.4g}")
-    loss.line(lines["val_loss"], "blue", lambda x, y: f"epoch {x:.0f}: validation loss {y:.4g}")
-
-    text, label = (_percent, name) if kind == "classifier" else ("{:.4g}".format, f"{name} (dB)")
-    score = _Drawing(
-        f"Validation {name} by epoch", epochs, Axis.around([y for _, y in lines[metric]], label, text=text)
-    )
-    shown = "{:.2%}".format if kind == "classifier" else "{:.2f} dB".format
-    score.line(lines[metric], "blue", lambda x, y: f"epoch {x:.0f}: {shown(y)}")
-    best = max(lines[metric], key=lambda point: (point[1], point[0]))
-    return [
-        Chart("Loss", loss.svg(), [("grey", "training"), ("blue", "validation")]),
-        Chart(f"Validation {name}", score.svg(), [], f"Best: {shown(best[1])}, in epoch {best[0]:.0f}."),
-    ]
+    return [draw(data) for data in charts]
 
 
 def psnr_histogram(image_psnr: Tensor, psnr: float, pca_psnr: float) -> Chart:
-    """How the images' PSNR, float (N,) in dB, are distributed, with that of the mean error, and PCA's."""
-    axis = Axis.around([*image_psnr.tolist(), pca_psnr], "PSNR of an image (dB)")
-    edges = [axis.low + i * (axis.high - axis.low) / _BINS for i in range(_BINS + 1)]
-    count = image_psnr.histc(_BINS, axis.low, axis.high).int().tolist()
-    drawing = _Drawing("Images by their PSNR", axis, top := Axis("images", 0, max(count) * 1.05))
-    for (low, high), images in zip(pairwise(edges), count, strict=True):
-        if images:
-            drawing.bar(low, high, images, "blue", f"{low:.1f} to {high:.1f} dB: {images:,} images")
-    drawing.rule((psnr, 0), (psnr, top.high), "orange")
-    drawing.rule((pca_psnr, 0), (pca_psnr, top.high), "grey dashed")
-    legend = [
-        ("orange", f"of the mean error, {psnr:.2f} dB"),
-        ("grey dashed", f"of PCA's, {pca_psnr:.2f} dB"),
-    ]
-    return Chart("PSNR of the images", drawing.svg(), legend)
+    """The distribution of the images' PSNR, float (N,) in dB, with that of the mean squared error, and PCA's."""
+    return draw(figure_data.psnr_histogram(image_psnr, psnr, pca_psnr))
 
 
-def rate_curve(points: Sequence[RatePoint], images: int) -> Chart:
-    """PSNR against bytes an image, a line for each codec."""
-    size = Axis.around([point.size for point in points], "bytes an image", log=True)
-    drawing = _Drawing("PSNR by bytes", size, Axis.around([point.psnr for point in points], "PSNR (dB)"))
-    styles = {"latents": "orange", "jpeg": "grey", "webp": "blue"}
-    for codec, style in styles.items():
-        line = [(point.size, point.psnr) for point in points if point.codec == codec]
-        drawing.line(line, style, lambda x, y: f"{x:.0f} bytes, {y:.2f} dB")
-    return Chart(
-        "Rate",
-        drawing.svg(),
-        [("orange", "latents, 2 to 8 bits each"), ("grey", "JPEG"), ("blue", "WebP")],
-        f"The mean of {images:,} images; codecs without headers and containers.",
-    )
+def rate_distortion(points: Sequence[RateDistortionPoint], images: int) -> Chart:
+    """PSNR against bytes per image, a line for each codec, measured on so many images."""
+    return draw(figure_data.rate_distortion(points, images))
+
+
+def draw(data: ChartData) -> Chart:
+    """Any chart as SVG."""
+    points = [point for line in data.lines for point in line.points]
+    x, y = (_axis(axis, [point[i] for point in points]) for i, axis in enumerate((data.x, data.y)))
+    drawing = _Drawing(data.description, x, y)
+    legend: list[tuple[str, str]] = []
+    if bars := data.bars:
+        rows = zip(pairwise(bars.edges), bars.heights, bars.descriptions, strict=True)
+        for (left, right), height, description in rows:
+            if description:
+                drawing.bar(left, right, height, bars.colour, description)
+        legend.append((bars.colour, bars.label))
+    for line in data.lines:
+        style = f"{line.colour} dashed" if line.dashed else line.colour
+        if line.describe:
+            drawing.line(line.points, style, line.describe)
+        else:
+            drawing.rule(line.points[0], line.points[-1], style)
+        legend.append((style, line.label))
+    return Chart(data.title, drawing.svg(), [entry for entry in legend if entry[1]], data.note)
+
+
+def _axis(axis: AxisData, values: Sequence[float]) -> Axis:
+    text = _percent if axis.is_fraction else "{:.4g}".format
+    if axis.limits or axis.whole:
+        low, high = axis.limits or (min(values), max(values))
+        return Axis(axis.label, low, high, whole=axis.whole, text=text)
+    return Axis.around(values, axis.label, log=axis.log, text=text)
 
 
 def _percent(value: float) -> str:

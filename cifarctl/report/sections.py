@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cifarctl.data import Dataset
 from cifarctl.evaluation import AutoencoderReport
-from cifarctl.rate import RatePoint
+from cifarctl.model_outputs import confident_mistakes
+from cifarctl.rate_distortion import RateDistortionPoint
 from cifarctl.report import charts
 from cifarctl.report.charts import Chart
 from cifarctl.training.checkpoint import Record
@@ -91,7 +92,7 @@ class Cell:
 
     @property
     def share(self) -> float:
-        """Its part of the row."""
+        """Its fraction of the row."""
         return self.count / max(self.total, 1)
 
     @property
@@ -108,7 +109,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """A class: its scores, and what it is mistaken for most often, with that part of its images."""
+    """A class: its scores, and what it is mistaken for most often, with that fraction of its images."""
 
     scores: Mapping[str, Any]
     mistaken_for: tuple[str, float] | None
@@ -166,8 +167,7 @@ def classifier_section(
     confidence, predicted = probabilities.max(1)
     matrix: list[list[int]] = result["confusion_matrix"]
     chosen = _choose(labels.tolist(), predicted.tolist(), confidence.argsort(descending=True).tolist(), matrix, limit)
-    wrong = (predicted != labels).nonzero().flatten()
-    mistakes = wrong[confidence[wrong].argsort(descending=True)][:_GALLERY].tolist()
+    mistakes = confident_mistakes(probabilities, labels)[:_GALLERY].tolist()
     uncertain = confidence.argsort()[:_GALLERY].tolist()
 
     shown = _unique([*mistakes, *uncertain, *(i for indices in chosen.values() for i in indices)])
@@ -207,7 +207,7 @@ def autoencoder_section(
     data: Dataset,
     report: AutoencoderReport,
     history: Sequence[Record],
-    rate: Sequence[RatePoint],
+    rate: Sequence[RateDistortionPoint],
     rate_images: int,
 ) -> AutoencoderSection:
     """Choose what to show of an autoencoder.
@@ -239,7 +239,7 @@ def autoencoder_section(
         {name: [pair(index) for index in indices] for name, indices in groups.items()},
         [
             charts.psnr_histogram(report.image_psnr, report.metrics["psnr"], report.metrics["pca_psnr"]),
-            charts.rate_curve(rate, rate_images),
+            charts.rate_distortion(rate, rate_images),
         ],
     )
 
@@ -247,7 +247,7 @@ def autoencoder_section(
 def _choose(
     labels: list[int], predicted: list[int], order: list[int], matrix: list[list[int]], limit: int
 ) -> dict[tuple[int, int], list[int]]:
-    """The images of each cell that are shown: the first ones in `order`, and where all together would be more than
+    """The images of each cell that are shown: the first ones in `order`, and if all together would be more than
     `limit`, fewer of every cell alike.
     """
     seen: Counter[tuple[int, int]] = Counter()

@@ -1,6 +1,5 @@
 """Objectives: the losses that autoencoders and classifiers minimise, and the metrics they report after each epoch."""
 
-import math
 from typing import Protocol
 
 import torch
@@ -12,6 +11,7 @@ from cifarctl.data.dataset import to_float
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.hardware import Precision
 from cifarctl.inference import classify_features, compute_features, predict_logits, reconstruct
+from cifarctl.model_outputs import psnr
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.augment import augment_images, flip, mix_examples, random_crop, scale
 from cifarctl.training.recipes import Recipe
@@ -103,7 +103,7 @@ class Reconstruction(_OnImages):
     def validate(self, data: Dataset, precision: Precision, ranks: Ranks = ALONE) -> dict[str, float]:
         error = reconstruct(self.model, data.images, precision=precision, ranks=ranks) - to_float(data.images)
         mse = error.square().mean().item()
-        return {"loss": mse, "psnr": -10 * math.log10(max(mse, 1e-12))}
+        return {"loss": mse, "psnr": psnr(mse).item()}
 
 
 def balanced_weights(data: Dataset) -> Tensor:

@@ -1,7 +1,6 @@
-"""What an autoencoder's latents are worth in bytes, against image codecs."""
+"""Rate and distortion: the PSNR of an autoencoder and of image codecs against their bytes per image."""
 
 import io
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from cifarctl.data.dataset import to_float
 from cifarctl.inference import decode, encode
+from cifarctl.model_outputs import psnr
 from cifarctl.models.base import Autoencoder
 
 _QUALITIES = (2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)
@@ -18,9 +18,9 @@ _BITS = (2, 3, 4, 5, 6, 8)
 
 
 @dataclass(frozen=True)
-class RatePoint:
-    """A codec at one setting. setting: bits a latent, or the codec's quality. size: mean bytes an image, without what
-    is the same for all images. psnr: dB, of the mean squared error over all images.
+class RateDistortionPoint:
+    """A codec at one setting. setting: bits per latent, or the codec's quality. size: mean bytes per image, without
+    what is the same for all images. psnr: dB, of the mean squared error over all images.
     """
 
     codec: Literal["latents", "jpeg", "webp"]
@@ -29,7 +29,7 @@ class RatePoint:
     psnr: float
 
 
-def rate_points(model: Autoencoder, images: Tensor, training_images: Tensor) -> list[RatePoint]:
+def measure_rate_distortion(model: Autoencoder, images: Tensor, training_images: Tensor) -> list[RateDistortionPoint]:
     """The autoencoder's quantised latents, JPEG and WebP at several rates on the same uint8 (N, 3, 32, 32).
 
     Each latent is rounded to equal steps between its extremes on `training_images`, uint8 (M, 3, 32, 32), and not
@@ -44,7 +44,7 @@ def rate_points(model: Autoencoder, images: Tensor, training_images: Tensor) -> 
         indices = ((latents - low) / step).round().clamp(0, 2**bits - 1)
         error = decode(model, indices * step + low) - to_float(images)
         mse = error.square().mean().item()
-        points.append(RatePoint("latents", bits, model.latent_dim * bits / 8, _psnr(mse)))
+        points.append(RateDistortionPoint("latents", bits, model.latent_dim * bits / 8, psnr(mse).item()))
     arrays = images.cpu().permute(0, 2, 3, 1).numpy()
     for codec in ("jpeg", "webp"):
         points += [_codec_point(codec, quality, arrays) for quality in _QUALITIES]
@@ -53,7 +53,7 @@ def rate_points(model: Autoencoder, images: Tensor, training_images: Tensor) -> 
 
 def _codec_point(
     codec: Literal["jpeg", "webp"], quality: int, arrays: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
-) -> RatePoint:
+) -> RateDistortionPoint:
     sizes, errors = [], []
     for array in arrays:
         stream = io.BytesIO()
@@ -65,7 +65,7 @@ def _codec_point(
         with Image.open(stream, formats=[codec]) as decoded:
             difference = np.asarray(decoded.convert("RGB"), np.float64) - array
         errors.append(np.square(difference / 255).mean())
-    return RatePoint(codec, quality, float(np.mean(sizes)), _psnr(float(np.mean(errors))))
+    return RateDistortionPoint(codec, quality, float(np.mean(sizes)), psnr(float(np.mean(errors))).item())
 
 
 def _jpeg_scan(data: bytes) -> bytes:
@@ -78,7 +78,3 @@ def _webp_frame(data: bytes) -> bytes:
     """The VP8 chunk's payload without the frame's 10-byte header. Source: RFC 9649 and RFC 6386, section 9.1."""
     assert data[12:16] == b"VP8 "
     return data[20 + 10 : 20 + int.from_bytes(data[16:20], "little")]
-
-
-def _psnr(mse: float) -> float:
-    return -10 * math.log10(max(mse, 1e-12))

@@ -1,0 +1,59 @@
+"""What `evaluate --fail-under METRIC=VALUE` demands. All but the values is checked before anything is measured."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from cifarctl.errors import UsageError
+from cifarctl.metrics import METRICS, Metric
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The worst value of a metric that is good enough."""
+
+    metric: Metric
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Threshold":
+        """From METRIC=VALUE. Raises UsageError, which names the metrics that there are."""
+        name, _, value = text.partition("=")
+        bound = math.nan
+        with suppress(ValueError):
+            bound = float(value)
+        if math.isnan(bound):  # nothing is worse than "not a number": the check would always pass
+            raise UsageError(f"--fail-under {text}: expected METRIC=VALUE", hint="for example accuracy=0.9")
+        metric = METRICS.get(name)
+        if metric is None or metric.better is None:
+            raise UsageError(f"--fail-under {name}: no such metric", hint=f"one of: {_names(METRICS.values())}")
+        return cls(metric, bound)
+
+    def check_applies(self, kind: str, classes: int, model: object) -> None:
+        """Raise UsageError if models of this kind, with so many classes, are not measured by the metric."""
+        if not self.metric.applies(kind, classes):
+            known = _names(metric for metric in METRICS.values() if metric.applies(kind, classes))
+            raise UsageError(
+                f"--fail-under {self.metric.name}: no metric of {model}, a{'n' * (kind[0] == 'a')} {kind}"
+                + (f" of {classes} classes" if classes else ""),
+                hint=f"one of: {known}",
+            )
+
+    def shortfall(self, metrics: Mapping[str, Any]) -> str | None:
+        """How the measured value misses the bound, or None if it does not."""
+        value = metrics[self.metric.name]
+        if not self.metric.misses(value, self.bound):
+            return None
+        side = "above" if self.metric.better == "lower" else "below"
+        return f"{self.metric.name} is {value:.6g}, {side} {self.bound:g}"
+
+
+def parse_thresholds(texts: Sequence[str] | None) -> list[Threshold]:
+    """Raises UsageError."""
+    return [Threshold.parse(text) for text in texts or []]
+
+
+def _names(metrics: Iterable[Metric]) -> str:
+    return ", ".join(metric.name for metric in metrics if metric.better)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_type
 
 import numpy as np
 import pytest
@@ -73,18 +73,26 @@ def test_an_autoencoder_encodes_and_decodes(autoencoder_run: Path) -> None:
     assert isinstance(cifarctl.evaluate(model).metrics["psnr"], float)
 
 
-def test_without_a_name_or_with_a_kinds_name_the_pretrained_model_is_loaded() -> None:
-    for classifier in (cifarctl.load(), cifarctl.load("classifier"), cifarctl.load_classifier()):
-        assert isinstance(classifier, cifarctl.LoadedClassifier)
+def test_the_pretrained_models_are_typed_by_their_names() -> None:
+    """mypy checks the types that `assert_type` states."""
+    by_default = assert_type(cifarctl.load(), cifarctl.LoadedClassifier)
+    by_name = assert_type(cifarctl.load("classifier"), cifarctl.LoadedClassifier)
+    for classifier in (by_default, by_name, cifarctl.load_classifier()):
+        assert type(classifier) is cifarctl.LoadedClassifier
         assert classifier.info.model == "airbench"
-    for autoencoder in (cifarctl.load("autoencoder"), cifarctl.load_autoencoder()):
-        assert isinstance(autoencoder, cifarctl.LoadedAutoencoder)
+    for autoencoder in (
+        assert_type(cifarctl.load("autoencoder"), cifarctl.LoadedAutoencoder),
+        assert_type(cifarctl.load_autoencoder(), cifarctl.LoadedAutoencoder),
+    ):
+        assert type(autoencoder) is cifarctl.LoadedAutoencoder
         assert autoencoder.info.model == "resconv"
 
 
-def test_load_finds_out_what_a_file_holds(classifier_run: Path, autoencoder_run: Path) -> None:
-    assert isinstance(cifarctl.load(classifier_run), cifarctl.LoadedClassifier)
-    assert isinstance(cifarctl.load(str(autoencoder_run)), cifarctl.LoadedAutoencoder)
+def test_what_a_file_holds_is_known_when_it_is_read(classifier_run: Path, autoencoder_run: Path) -> None:
+    either = cifarctl.load(classifier_run)
+    assert_type(either, cifarctl.LoadedClassifier | cifarctl.LoadedAutoencoder)
+    assert type(either) is cifarctl.LoadedClassifier
+    assert type(cifarctl.load(str(autoencoder_run))) is cifarctl.LoadedAutoencoder
 
 
 def test_a_model_of_the_other_kind_is_refused(classifier_run: Path, autoencoder_run: Path) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         download,
         evaluate,
         load,
+        load_autoencoder,
+        load_classifier,
         train_autoencoder,
         train_classifier,
     )
@@ -34,6 +36,8 @@ __all__ = [
     "download",
     "evaluate",
     "load",
+    "load_autoencoder",
+    "load_classifier",
     "train_autoencoder",
     "train_classifier",
 ]

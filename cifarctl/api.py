@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -94,16 +94,33 @@ class Run:
     summary: dict[str, Any]
 
 
+@overload
+def load(model: Literal["classifier"] | None = None, *, device: Device = "auto") -> LoadedClassifier: ...
+@overload
+def load(model: Literal["autoencoder"], *, device: Device = "auto") -> LoadedAutoencoder: ...
+@overload
+def load(model: PathLike, *, device: Device = "auto") -> LoadedClassifier | LoadedAutoencoder: ...
 def load(model: PathLike | None = None, *, device: Device = "auto") -> LoadedClassifier | LoadedAutoencoder:
     """A `.safetensors` file, a run's folder, or "classifier" (the default) or "autoencoder", the pretrained ones.
 
-    Raises WeightsError, UsageError.
+    `load_classifier` and `load_autoencoder` refuse a model of the other kind. Raises WeightsError, UsageError.
     """
     path = weights.resolve(None if model is None else Path(model), "classifier")
-    chosen = select_device(device)
     if weights.read_info(path).kind == "classifier":
-        return LoadedClassifier(*weights.load_classifier(path, chosen))
-    return LoadedAutoencoder(*weights.load_autoencoder(path, chosen))
+        return load_classifier(path, device=device)
+    return load_autoencoder(path, device=device)
+
+
+def load_classifier(model: PathLike | None = None, *, device: Device = "auto") -> LoadedClassifier:
+    """As `load`, by default the pretrained classifier. Raises WeightsError if the file holds an autoencoder."""
+    path = weights.resolve(None if model is None else Path(model), "classifier")
+    return LoadedClassifier(*weights.load_classifier(path, select_device(device)))
+
+
+def load_autoencoder(model: PathLike | None = None, *, device: Device = "auto") -> LoadedAutoencoder:
+    """As `load`, by default the pretrained autoencoder. Raises WeightsError if the file holds a classifier."""
+    path = weights.resolve(None if model is None else Path(model), "autoencoder")
+    return LoadedAutoencoder(*weights.load_autoencoder(path, select_device(device)))
 
 
 def train_classifier(

@@ -85,7 +85,7 @@ def _pca_once() -> Iterator[None]:
     def fit_once(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if type(images) is not torch.Tensor or images.device.type != "cpu":
             return fit_pca(images)
-        key = (images.shape, hashlib.blake2b(images.contiguous().numpy()).digest())
+        key = (images.shape, hashlib.blake2b(images.contiguous().numpy().data).digest())
         if key not in known:
             known[key] = fit_pca(images)
         mean, components = known[key]

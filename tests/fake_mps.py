@@ -35,27 +35,28 @@ class MpsTensor(torch.Tensor):
     """A tensor on the stand-in. held: its values, on the CPU."""
 
     held: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch's manual says
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "MpsTensor":
         if held.dtype in (torch.float64, torch.complex128):
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
-        layout = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
         with torch.inference_mode(False):  # else views of tensors from outside it could not be made
-            tensor = torch.Tensor._make_wrapper_subclass(cls, held.shape, **layout)  # type: ignore[attr-defined]
+            tensor = torch.Tensor._make_wrapper_subclass(
+                cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype
+            )
         tensor.held = held
         return tensor
 
-    device = property(lambda self: _DEVICE)  # type: ignore[assignment] # noqa: ARG005
+    device = property(lambda self: _DEVICE)  # noqa: ARG005
 
     def cpu(self) -> Tensor:  # type: ignore[override]
         assert not (self.requires_grad and torch.is_grad_enabled()), "no gradient passes to the CPU here"
         return self.held.detach().clone()
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
-        layout = {} if memory_format is None else {"memory_format": memory_format}
+        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        layout: dict[str, Any] = {} if memory_format is None else {"memory_format": memory_format}
         if device is not None and device.type == "cpu":
             return _to(self.cpu(), dtype=dtype or self.dtype, **layout)
         return _to(self, dtype=dtype or self.dtype, **layout)
@@ -75,7 +76,9 @@ class MpsTensor(torch.Tensor):
     __array__ = numpy
 
     @classmethod
-    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own has no `cls`
+        cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         _check(operator, args, kwargs)
         held_args, held_kwargs = tree_map_only(MpsTensor, lambda tensor: tensor.held, (args, kwargs))
@@ -143,8 +146,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not any(is_mps(value) for value in (*args, *kwargs.values())):
             return _to(self, *args, **kwargs)
-        _, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
-        layout = {} if memory_format is None else {"memory_format": memory_format}
+        _, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        layout: dict[str, Any] = {} if memory_format is None else {"memory_format": memory_format}
         return MpsTensor(_to(self.detach(), dtype=dtype or self.dtype, copy=True, **layout))
 
     def factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

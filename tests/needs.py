@@ -140,7 +140,6 @@ def _launchers(playwright: "Playwright") -> "Iterator[Callable[[], Browser]]":
     yield functools.partial(firefox.launch, channel="moz-firefox", executable_path=shutil.which("firefox"))
 
 
-@functools.cache
 def _has_browser() -> bool:
     try:
         with launched_browser():

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, assert_type
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 import cifarctl
 from cifarctl.data import Source
-from cifarctl.errors import DataError, ImageError
+from cifarctl.errors import DataError, ImageError, WeightsError
 
 from py2_pickle import SmallArchive
 from support import Cifarctl
@@ -41,8 +42,7 @@ def test_a_classifier_answers_as_predict_does(installed: Cifarctl, classifier_ru
 
 
 def test_images_may_be_files_arrays_or_tensors(classifier_run: Path, photos: Path) -> None:
-    model = cifarctl.load(classifier_run)
-    assert isinstance(model, cifarctl.LoadedClassifier)
+    model = cifarctl.load_classifier(classifier_run)
     images = Source("synthetic").load("test").images[:4]
     expected = model.logits(images)
     paths = sorted(photos.iterdir())[:4]
@@ -54,24 +54,52 @@ def test_images_may_be_files_arrays_or_tensors(classifier_run: Path, photos: Pat
 @pytest.mark.parametrize(
     "wrong", [np.zeros((2, 32, 32, 3), np.uint8), torch.zeros(3, 32, 32), np.zeros((1, 3, 32, 32), int)]
 )
-def test_another_shape_says_what_came(classifier_run: Path, wrong: object) -> None:
+def test_another_shape_says_what_came(classifier_run: Path, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"images are .*, not uint8 or float \(N, 3, 32, 32\)"):
-        cifarctl.load(classifier_run).predict(wrong)  # type: ignore[union-attr]
+        cifarctl.load_classifier(classifier_run).predict(wrong)
 
 
 def test_a_file_that_is_no_image_is_named(classifier_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.jpg: no such file"):
-        cifarctl.load(classifier_run).predict(tmp_path / "none.jpg")  # type: ignore[union-attr]
+        cifarctl.load_classifier(classifier_run).predict(tmp_path / "none.jpg")
 
 
 def test_an_autoencoder_encodes_and_decodes(autoencoder_run: Path) -> None:
-    model = cifarctl.load(autoencoder_run)
-    assert isinstance(model, cifarctl.LoadedAutoencoder)
+    model = cifarctl.load_autoencoder(autoencoder_run)
     images = Source("synthetic").load("test").images[:4]
     latents = model.encode(images)
     assert latents.shape == (4, 64)
     assert torch.allclose(model.decode(latents), model.reconstruct(images), atol=1e-5)
     assert isinstance(cifarctl.evaluate(model).metrics["psnr"], float)
+
+
+def test_the_pretrained_models_are_typed_by_their_names() -> None:
+    """mypy checks the types that `assert_type` states."""
+    by_default = assert_type(cifarctl.load(), cifarctl.LoadedClassifier)
+    by_name = assert_type(cifarctl.load("classifier"), cifarctl.LoadedClassifier)
+    for classifier in (by_default, by_name, cifarctl.load_classifier()):
+        assert type(classifier) is cifarctl.LoadedClassifier
+        assert classifier.info.model == "airbench"
+    for autoencoder in (
+        assert_type(cifarctl.load("autoencoder"), cifarctl.LoadedAutoencoder),
+        assert_type(cifarctl.load_autoencoder(), cifarctl.LoadedAutoencoder),
+    ):
+        assert type(autoencoder) is cifarctl.LoadedAutoencoder
+        assert autoencoder.info.model == "resconv"
+
+
+def test_what_a_file_holds_is_known_when_it_is_read(classifier_run: Path, autoencoder_run: Path) -> None:
+    either = cifarctl.load(classifier_run)
+    assert_type(either, cifarctl.LoadedClassifier | cifarctl.LoadedAutoencoder)
+    assert type(either) is cifarctl.LoadedClassifier
+    assert type(cifarctl.load(str(autoencoder_run))) is cifarctl.LoadedAutoencoder
+
+
+def test_a_model_of_the_other_kind_is_refused(classifier_run: Path, autoencoder_run: Path) -> None:
+    with pytest.raises(WeightsError, match="holds an autoencoder, where classifier weights are needed"):
+        cifarctl.load_classifier(autoencoder_run)
+    with pytest.raises(WeightsError, match="holds a classifier, where autoencoder weights are needed"):
+        cifarctl.load_autoencoder(classifier_run)
 
 
 def test_a_run_is_trained_loaded_and_measured(tmp_path: Path) -> None:

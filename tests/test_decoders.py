@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,12 +112,17 @@ def test_many_files_come_in_order_with_their_errors_though_all_processes_are_kil
             super().__init__(*arguments, **options)  # type: ignore[call-overload]
             processes.append(self)
 
-    monkeypatch.setattr(decoders.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
     wanted = {path: read_or_error(path) for path in mixed}
     paths = [path for path in mixed if path.name != "large.png"] * 20
     asked: list[float] = []
     send = decoders._send
-    monkeypatch.setattr(decoders, "_send", lambda *arguments: (asked.append(0), send(*arguments)))
+
+    def counted_send(*arguments: Any) -> None:
+        asked.append(0)
+        send(*arguments)
+
+    monkeypatch.setattr(decoders, "_send", counted_send)
     last = 0
     found = read_images(cycle(paths), processes=2, after=0)  # which is endless
     for i, (path, answer) in enumerate(found):

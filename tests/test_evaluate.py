@@ -132,6 +132,7 @@ def test_torchmetrics_agrees_on_an_autoencoder(autoencoder_run: Path) -> None:
     pair = (report.reconstructions, source.load("test").images.float() / 255)
     assert report.metrics["psnr"] == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1.0).item(), abs=1e-4)
     ssim = structural_similarity_index_measure(*pair, data_range=1.0)
+    assert isinstance(ssim, torch.Tensor)
     assert report.metrics["ssim"] == pytest.approx(float(ssim), abs=1e-5)
 
 

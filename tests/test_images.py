@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def tiff(
     deflate: bool = False,
 ) -> bytes:
     """One strip, or one for each band if `planar`. samples: (H, W) or (H, W, bands) in its type."""
-    ordered = samples.astype(samples.dtype.newbyteorder(order))
+    ordered = samples.astype(f"{order}{samples.dtype.kind}{samples.dtype.itemsize}")
     strips = [ordered[..., band].tobytes() for band in range(samples.shape[2])] if planar else [ordered.tobytes()]
     strips = [zlib.compress(strip) for strip in strips] if deflate else strips
     data, offsets = b"".join(strips), [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
@@ -215,7 +216,7 @@ class TestSamples:
     @pytest.mark.parametrize("suffix", ["png", "webp", "tga", "tiff", "sgi", "jp2", "dds"])
     def test_colour_and_alpha_in_every_format(self, tmp_path: Path, side: int, suffix: str) -> None:
         rgb, alpha = photo(side), np.linspace(0, 1, side)[None, :, None].repeat(side, 0)
-        lossless = {"lossless": True} if suffix == "webp" else {}
+        lossless: dict[str, Any] = {"lossless": True} if suffix == "webp" else {}
         Image.fromarray(rgb.astype("u1")).save(tmp_path / f"x.{suffix}", **lossless)
         assert differs(tmp_path / f"x.{suffix}", rgb) < 1
         Image.fromarray(np.dstack([rgb, 255 * alpha]).astype("u1")).save(tmp_path / f"x.{suffix}", **lossless)
@@ -472,6 +473,7 @@ class TestSizes:
 
     def test_icons_of_a_usual_size_are_read(self, tmp_path: Path) -> None:
         image = Image.fromarray(photo(128).astype("u1"))
-        for suffix, options in (("ico", {"sizes": [(128, 128)]}), ("icns", {})):
+        kinds: tuple[tuple[str, dict[str, Any]], ...] = (("ico", {"sizes": [(128, 128)]}), ("icns", {}))
+        for suffix, options in kinds:
             image.save(tmp_path / f"x.{suffix}", **options)
             assert differs(tmp_path / f"x.{suffix}", photo(128)) < 3

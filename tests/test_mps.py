@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from fake_mps import MpsTensor
 from support import Cifarctl
 
 MPS = torch.device("mps")
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "airbench": {"classes": 2, "widths": (24, 24, 24), "depth": (1, 2, 3), "whiten_bias": True, "pool": "max+mean"},
     "mlp": {"classes": 2, "encoder": {"model": "conv2", "config": {"latent_dim": 64}}},
     "resconv": {"latent_dim": 16, "width": 8, "blocks": 1},
@@ -107,6 +108,7 @@ class TestTheStandIn:
         F.silu(F.conv2d(on_cpu, weight)).sum().backward()
         assert on_mps.grad is not None
         assert on_mps.grad.device == torch.device("mps", 0)
+        assert on_cpu.grad is not None
         assert torch.equal(on_mps.grad.cpu(), on_cpu.grad)
 
     def test_it_reads_pytorchs_list(self) -> None:
@@ -139,7 +141,7 @@ class TestTheStandIn:
 
 def built(name: str, train: Dataset, device: torch.device) -> Model:
     torch.manual_seed(0)
-    model: Model = models.build(name, **TINY[name]).to(device).eval()  # type: ignore[assignment]
+    model = models.build(name, **TINY[name]).to(device).eval()
     model.initialize(train.images)
     return model
 

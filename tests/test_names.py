@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,8 +200,9 @@ def test_every_field_of_a_weights_file_is_data(cifarctl: Cifarctl, classifier_ru
         cifarctl("reconstruct", "-m", path),
     ]
     for field in ("kind", "model", "format"):
+        changes: dict[str, Any] = {field: forged} if field != "format" else {}
         bare = models.build("mlp", classes=2, hidden=[4])
-        weights.save(path, bare.state_dict(), replace(info, **({field: forged} if field != "format" else {})))
+        weights.save(path, bare.state_dict(), replace(info, **changes))
         results.append(cifarctl("predict", tmp_path / "x.png", "-m", path))
     for result in results:
         assert result.code == 1

@@ -145,7 +145,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(classifier_run: Path, photos: P
 @pytest.mark.needs("byte names")
 def test_names_need_not_be_utf_8(installed: Cifarctl, classifier_run: Path, photos: Path, tmp_path: Path) -> None:
     odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
-    shutil.copy(next(photos.iterdir()), odd)
+    shutil.copy(os.fsencode(next(photos.iterdir())), odd)
     for arguments, stdin in (((tmp_path,), b""), (("-",), odd + b"\n")):
         done = installed("predict", *arguments, "-m", classifier_run, stdin=stdin)
         assert done.code == 0, done.err

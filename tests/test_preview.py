@@ -19,7 +19,7 @@ CELL = re.compile(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;(\d+);(\d+);(\d+)m(▀+)")
 class Terminal(Output):
     """An output whose messages go to a true-colour terminal of so many columns."""
 
-    redraws = True  # type: ignore[assignment]
+    redraws = True
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -139,6 +139,13 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     assert 0 <= float(accuracy) <= 1
 
 
+def test_the_python_examples_are_the_ones_that_mypy_checks() -> None:
+    checked = (ROOT / "tests" / "readme_examples.py").read_text(encoding="utf-8")
+    _, *bodies = re.split(r"^def \w+\(\) -> None:\n", checked, flags=re.M)
+    examples = [content.strip() for _, content in blocks(README, "python")]
+    assert [dedent(body).strip() for body in bodies] == examples
+
+
 def test_it_is_short_before_the_reference() -> None:
     assert len(README.partition("\n## Reference\n")[0].splitlines()) <= 350
 

@@ -355,7 +355,9 @@ class TestInABrowser:
         assert page.locator(".matrix button[aria-pressed=true]").count() == 1
         assert shown.count() == 1
         heading = shown.locator("h4").inner_text()
-        assert heading.startswith(cell.get_attribute("aria-label"))
+        label = cell.get_attribute("aria-label")
+        assert label is not None
+        assert heading.startswith(label)
         cards = shown.locator(".card")
         assert cards.count() == min(int(cell.inner_text()), DIAGONAL)
         truth = page.locator(".matrix tbody tr").nth(2).locator("th").inner_text()
@@ -393,14 +395,20 @@ class TestInABrowser:
         thumb.scroll_into_view_if_needed()
         pixels = Image.open(io.BytesIO(thumb.screenshot())).convert("RGB")
         assert 64 <= min(pixels.size) <= max(pixels.size) <= 65  # half a pixel may be in it
-        assert len(pixels.getcolors(65 * 65)) > 20  # a picture, not a plain background
+        colours = pixels.getcolors(65 * 65)
+        assert colours is not None
+        assert len(colours) > 20  # a picture, not a plain background
 
     def test_learning_curves_and_calibration_are_there(
         self, open_page: "Callable[..., Page]", classifier_page: Path, autoencoder_page: Path
     ) -> None:
         page = open_page(classifier_page)
         for name in ("Accuracy by confidence", "Loss by epoch", "Validation accuracy by epoch"):
-            assert page.get_by_role("img", name=name).bounding_box()["height"] > 100
+            box = page.get_by_role("img", name=name).bounding_box()
+            assert box is not None
+            assert box["height"] > 100
         page = open_page(autoencoder_page)
         for name in ("Images by their PSNR", "PSNR by bytes", "Validation PSNR by epoch"):
-            assert page.get_by_role("img", name=name).bounding_box()["height"] > 100
+            box = page.get_by_role("img", name=name).bounding_box()
+            assert box is not None
+            assert box["height"] > 100

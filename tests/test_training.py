@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -453,7 +453,7 @@ class TestLoop:
         if validations is not None:
             values = iter(validations)
             objective.validate = lambda *_: {"loss": 1.0, "accuracy": next(values)}  # type: ignore[method-assign]
-        return list(fit(model, objective, train, val, recipe, seed=0, precision="fp32", checkpoint=checkpoint))  # type: ignore[arg-type]
+        return list(fit(model, objective, train, val, recipe, seed=0, precision="fp32", checkpoint=checkpoint))
 
     def test_the_best_epoch_is_kept_not_the_last(self, tmp_path: Path) -> None:
         events = self.run(self.recipe, tmp_path / "c.safetensors", validations=[0.2, 0.9, 0.5])
@@ -501,7 +501,7 @@ class TestLoop:
         train, _ = self.data()
         teacher, model = (models.build("airbench", widths=(24, 24, 24)).eval() for _ in range(2))
         for each in (teacher, model):
-            each.initialize(train.images)  # type: ignore[operator]
+            each.initialize(train.images)
         recipe = Recipe(1, 8, "airbench", 0.1, 0.0, label_smoothing=0.2, teacher_temperature=3.0)
         objective = Classification(model, recipe, 0, teacher=teacher)  # type: ignore[arg-type]
         x, targets = objective.augment(train.images[:8], train.labels[:8], torch.arange(8), 0, 0.0)
@@ -523,13 +523,13 @@ class TestLoop:
 
     def test_a_parameter_may_stay_as_it_is_after_a_part_of_the_steps(self, tmp_path: Path) -> None:
         train, val = self.data()
-        config = {"widths": (24, 24, 24), "whiten_bias": True}
+        config: dict[str, Any] = {"widths": (24, 24, 24), "whiten_bias": True}
         recipe = Recipe(4, 100, "airbench", 0.1, 0.0, trained_until={"whiten.bias": 0.5}, model=config)
         model = models.build("airbench", **config)
         objective = Classification(model, recipe, seed=0)  # type: ignore[arg-type]
         biases = [model.get_parameter("whiten.bias").detach().clone()]
         for event in fit(
-            model,  # type: ignore[arg-type]
+            model,
             objective,
             train,
             val,
@@ -620,10 +620,10 @@ class TestOnAGpu:
         data = draw_synthetic(1000, seed=0).to(self.GPU)
         torch.manual_seed(0)
         model = models.build("airbench", widths=(24, 32, 32), whiten_bias=True).to(self.GPU)
-        model.eval().initialize(data.images)  # type: ignore[operator]
+        model.eval().initialize(data.images)
         objective = Classification(model, recipe, 0)  # type: ignore[arg-type]
         *events, fitted = fit(
-            model,  # type: ignore[arg-type]
+            model,
             objective,
             data,
             data,

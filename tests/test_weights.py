@@ -5,6 +5,7 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ Change = Callable[[dict[str, torch.Tensor], dict[str, str]], object]
 @pytest.fixture
 def classifier_file(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = {"classes": 10, "widths": [24, 24, 24]}
+    config: dict[str, Any] = {"classes": 10, "widths": [24, 24, 24]}
     path = tmp_path / "clf.safetensors"
     weights.save(
         path, models.build("airbench", **config).state_dict(), ModelInfo("classifier", "airbench", config, CLASSES)

@@ -56,10 +56,8 @@ def run_as_windows(folder: Path, archive: SmallArchive) -> None:
     for path in (*(photos / name for name in PHOTOS), *(pictures / name for name in own)):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
-    splits = [
-        Dataset(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 2, HOSTILE_CLASSES) for _ in "ab"
-    ]
-    write_cache(folder / "odd" / "cifar10.safetensors", *splits, "0" * 64)
+    split = Dataset(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 2, HOSTILE_CLASSES)
+    write_cache(folder / "odd" / "cifar10.safetensors", split, split, "0" * 64)
     download = ("download", "--from", archive.path, "--sha256", archive.sha256, "--data-dir", data)
     mlp = ("train-clf", "--data", "synthetic", "--arch", "mlp", *FEW, "--out", clf)
     predict = ("predict", "-m", clf)
@@ -106,7 +104,8 @@ def run_as_windows(folder: Path, archive: SmallArchive) -> None:
     }
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     script = Path(__file__).with_name("windows_like.py")
-    line = [sys.executable, "-X", "warn_default_encoding", script, folder / "plan.json", folder / "results.json"]
+    line: list[str | Path] = [sys.executable, "-X", "warn_default_encoding", script]
+    line += [folder / "plan.json", folder / "results.json"]
     # No CPU's own number formats: what is trained is the same everywhere.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CIFARCTL_DATA_DIR": str(folder / "none")}
     done = subprocess.run(line, capture_output=True, text=True, timeout=500, check=False, env=environment)

@@ -41,7 +41,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -80,7 +80,7 @@ UNIX_ONLY_OS = re.compile(
 )
 FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|(?i:^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$)')
 SIGBREAK = 21
-SIGNALS = enum.IntEnum(
+Signals = enum.IntEnum(
     "Signals",
     {"SIGINT": 2, "SIGILL": 4, "SIGFPE": 8, "SIGSEGV": 11, "SIGTERM": 15, "SIGBREAK": SIGBREAK, "SIGABRT": 22},
 )
@@ -107,7 +107,7 @@ class View(ModuleType):
 
 def set_signal(number: int, handler: Any) -> Any:
     """`signal.signal`, which on Windows "can only be called with" these numbers."""
-    if number not in iter(SIGNALS):
+    if number not in list(Signals):
         raise ValueError("invalid signal value")
     return signal.signal(number, handler)
 
@@ -127,9 +127,9 @@ VIEWS = {
         re.compile(
             r"SIG[A-Z0-9]+|SIG_\w*BLOCK|SIG_SETMASK|alarm|[gs]etitimer|ITIMER_\w+|pause|pthread_\w+|sig\w+|pidfd\w+"
         ),
-        **{member.name: member for member in SIGNALS},
+        **{member.name: member for member in Signals},
         **{name: getattr(signal, name) for name in ("SIG_DFL", "SIG_IGN")},
-        Signals=SIGNALS,
+        Signals=Signals,
         signal=set_signal,
     ),
 }
@@ -175,8 +175,8 @@ def become_windows() -> None:
             raise TypeError("argument of type 'NoneType' is not iterable")
         real_cdll(self, name, *arguments, **named)
 
-    def fsync(file: Any) -> None:
-        descriptor = file if isinstance(file, int) else file.fileno()
+    def fsync(fd: Any) -> None:
+        descriptor = fd if isinstance(fd, int) else fd.fileno()
         if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         real_fsync(descriptor)
@@ -185,7 +185,12 @@ def become_windows() -> None:
     ctypes.CDLL.__init__ = load  # type: ignore[method-assign]
     os.fsync = fsync
     # `os.replace` and `os.unlink` announce themselves as these; `open`, `io.open` and `os.open` all as "open".
-    checks = {"open": check_open, "os.mkdir": check_name, "os.rename": check_rename, "os.remove": check_unused}
+    checks: dict[str, Callable[..., None]] = {
+        "open": check_open,
+        "os.mkdir": check_name,
+        "os.rename": check_rename,
+        "os.remove": check_unused,
+    }
     inside = False
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:

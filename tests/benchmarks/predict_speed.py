@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command does
@@ -100,7 +101,7 @@ def main() -> None:
     if options.loop is not None:
         for module in model.modules():
             if isinstance(module, Conv3x3) and options.loop == "DataLoader":
-                module.__class__ = PlainConv  # the same weights
+                module.__class__ = PlainConv  # type: ignore[assignment]  # the same weights
         print(seconds(lambda: tutorial(paths, model)))
         return
     reuse_memory()  # as the command does
@@ -137,7 +138,7 @@ def main() -> None:
     cold = {"one image": one, "import torch": [sys.executable, "-c", "import torch"]}
     runs = [
         {
-            name: seconds(lambda command=command: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
+            name: seconds(partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True))
             for name, command in cold.items()
         }
         for _ in range(2 * options.runs + 1)

@@ -10,9 +10,11 @@ that takes more than 5 s or 1 GiB, and writes that input to a file named crash-â
 import contextlib
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import atheris
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -30,13 +32,14 @@ def main() -> None:
     reader, *arguments = sys.argv[1:]
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         path = Path(folder, "input")
+        load: Callable[[Path], str] | None
         match reader:
             case "weights":
                 seeds, load = mutated_files.honest_weights(Path(folder)), mutated_files.load_weights
             case "images":
                 seeds, load = mutated_files.honest_images(), mutated_files.load_image
             case "pickles":
-                pixels = mutated_files.np.zeros((2, 3, 32, 32), mutated_files.np.uint8)
+                pixels = np.zeros((2, 3, 32, 32), np.uint8)
                 seeds, load = [batch(pixels, [0, 1], "training batch 1 of 5")], None
             case _:
                 sys.exit(__doc__)

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # these files are small
 
@@ -38,7 +39,7 @@ from support import peak_memory
 _SECONDS, _BYTES = 5.0, 1 << 30
 _BATCH = torch.zeros((2, 3, 32, 32), dtype=torch.uint8)
 # What stands in headers: numbers at the edges of their types, other types, containers in each other.
-_VALUES = (
+_VALUES: tuple[Any, ...] = (
     -1,
     0,
     1,
@@ -64,7 +65,7 @@ _VALUES = (
 
 def honest_weights(folder: Path) -> list[bytes]:
     """A small file of each kind of model."""
-    kinds: tuple[tuple[models.Kind, str, dict[str, object]], ...] = (
+    kinds: tuple[tuple[models.Kind, str, dict[str, Any]], ...] = (
         ("classifier", "airbench", {"classes": 3, "widths": [24, 24, 24], "depth": 1}),
         ("classifier", "mlp", {"classes": 3, "hidden": [4]}),
         ("autoencoder", "conv2", {"latent_dim": 64}),
@@ -87,7 +88,7 @@ def honest_images() -> list[bytes]:
     deep = Image.fromarray(rng.integers(0, 65536, (40, 40), np.uint16))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90°
-    kinds = [
+    kinds: list[tuple[Image.Image, str, dict[str, Any]]] = [
         *((rgb, format, {}) for format in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")),
         (rgb, "JPEG", {"exif": exif, "progressive": True}),
         (rgb.convert("CMYK"), "JPEG", {}),

@@ -275,7 +275,7 @@ class TestSteps:
         model = build("mlp", hidden=[8])
         objective = Failing(error, fits, model, self.RECIPE, 0)
         return fit(
-            model,  # type: ignore[arg-type]
+            model,
             objective,
             data,
             source.load("val"),

@@ -7,10 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cifarctl.data.arrays import Arrays
     from cifarctl.data.dataset import Dataset
     from cifarctl.data.source import Source, Split, locate
 
-__all__ = ["Dataset", "Source", "Split", "locate"]
+__all__ = ["Arrays", "Dataset", "Source", "Split", "locate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,7 +55,9 @@ class Arrays:
         unlabelled = [split for split, (_, labels) in given.items() if labels is None]
         if unlabelled:
             if len(unlabelled) < len(given) or self.classes is not None:
-                raise ArrayError(f"{unlabelled[0]}: images without labels", hint=f"give {unlabelled[0]}=(images, labels)")
+                raise ArrayError(
+                    f"{unlabelled[0]}: images without labels", hint=f"give {unlabelled[0]}=(images, labels)"
+                )
             return {
                 split: Dataset(pixels, torch.zeros(len(pixels), dtype=torch.int64), ())
                 for split, pixels in images.items()
@@ -68,9 +70,7 @@ class Arrays:
 class ArrayData(DataKind):
     """The kind of data set that has `arrays`. Subclasses may read them from elsewhere."""
 
-    def __init__(
-        self, name: str, *, seed: int = 0, data_dir: Path | None = None, given: Arrays | None = None
-    ) -> None:
+    def __init__(self, name: str, *, seed: int = 0, data_dir: Path | None = None, given: Arrays | None = None) -> None:
         super().__init__(name, seed=seed, data_dir=data_dir)
         self._given = given
 

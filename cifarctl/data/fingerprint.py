@@ -31,15 +31,15 @@ def content_fingerprint(dataset: "Dataset") -> dict[str, int | str]:
     """What tells labelled images from others: how many they are, and the SHA-256 of their pixels and labels."""
     digest = hashlib.sha256()
     for tensor in (dataset.images, dataset.labels):
-        digest.update(tensor.contiguous().numpy())
+        digest.update(memoryview(tensor.contiguous().numpy()))
     return {"count": len(dataset), "sha256": digest.hexdigest()}
 
 
 def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Sequence[str]) -> list[str] | None:
     """How the data set `now` differs from `then`, in words; empty if it is the same.
 
-    then, now: descriptions by `Source.describe`; of a folder's files, or of arrays, those of `splits` are compared. None
-    if they cannot be compared: they are of different kinds, or `then` was written by a version that noted no
+    then, now: descriptions by `Source.describe`; of a folder's files, or of arrays, those of `splits` are compared.
+    None if they cannot be compared: they are of different kinds, or `then` was written by a version that noted no
     fingerprint.
     """
     if {"archive_sha256"} <= then.keys() & now.keys() and then.get("name") == now["name"]:

@@ -23,7 +23,7 @@ _HELD_OUT = ("val", "valid", "validation", "dev", "eval", "holdout")
 
 
 class ImageFolder(DataKind):
-    """The folder at `root`, which is its name: which images each split holds, found without decoding them, and then the images.
+    """The folder at `root`: which images each split holds, found without decoding them, and then the images.
 
     A split is "train" or "test". Classes are the names of the folders in `root`/train, sorted. All methods raise
     DataError if the split, or anything in it, is missing, cannot be listed, or is not what it should be.
@@ -83,8 +83,8 @@ class ImageFolder(DataKind):
     def unused(self) -> list[str]:
         """The folders in `root` that are no split, in words."""
         names = [name for name in _subfolders(self.root)[0] if name not in ("train", "test")]
-        verb = "are" if len(names) > 1 else "is"
-        text = f"{self.name}: {listed(names)} {verb} not used: train and test are, and validation images are drawn from train"
+        used = "train and test are, and validation images are drawn from train"
+        text = f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used: {used}"
         return [text] if names else []
 
     def describe(self) -> dict[str, Any]:

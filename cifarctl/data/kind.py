@@ -47,7 +47,7 @@ class DataKind(ABC):
         """The names of the classes, if they are known without reading images."""
         return None
 
-    def remarks(self, split: Stored) -> list[str]:
+    def remarks(self, split: Stored) -> list[str]:  # noqa: ARG002
         """What is in the split and not used, or missing from it without harm, in words."""
         return []
 

@@ -14,6 +14,7 @@ from cifarctl.version import __version__
 
 if TYPE_CHECKING:
     from cifarctl.api import (
+        Arrays,
         LoadedAutoencoder,
         LoadedClassifier,
         Prediction,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Arrays",
     "LoadedAutoencoder",
     "LoadedClassifier",
     "Prediction",

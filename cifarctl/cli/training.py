@@ -101,7 +101,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
         if error.parameter != "resume":
             error.hint = "leave the option out to resume, or start another run"
         if error.parameter in overrides and error.parameter not in context.params:
-            raise UsageError(f"--set {error}".replace("_", "-"), error.hint) from None
+            raise UsageError(f"--set {error}", error.hint) from None
         raise
 
 

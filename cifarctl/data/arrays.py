@@ -58,10 +58,7 @@ class Arrays:
                 raise ArrayError(
                     f"{unlabelled[0]}: images without labels", hint=f"give {unlabelled[0]}=(images, labels)"
                 )
-            return {
-                split: Dataset(pixels, torch.zeros(len(pixels), dtype=torch.int64), ())
-                for split, pixels in images.items()
-            }
+            return {split: _unlabelled(pixels) for split, pixels in images.items()}
         labels = {split: _checked_labels(part[1], len(images[split]), split) for split, part in given.items()}
         classes = _checked_classes(self.classes, labels)
         return {split: Dataset(images[split], labels[split], classes) for split in given}
@@ -127,6 +124,22 @@ class ArrayData(DataKind):
             images, labels = torch.cat((train.images, val.images)), torch.cat((train.labels, val.labels))
             train = Dataset(images, labels, train.classes)
         return {"train": train, "test": test}
+
+
+def labelled(part: Part, split: str, classes: Sequence[str] | None) -> Dataset:
+    """One part alone, which need not have images of all classes. classes: None counts them. Raises ArrayError."""
+    pixels, labels = _separated(part, split)
+    images = _checked_images(pixels, split)
+    if labels is None:
+        return _unlabelled(images)
+    checked = _checked_labels(labels, len(images), split)
+    names = tuple(classes or (str(label) for label in range(int(checked.max()) + 1)))
+    _check_in_range(checked, split, names)
+    return Dataset(images, checked, names)
+
+
+def _unlabelled(images: Tensor) -> Dataset:
+    return Dataset(images, torch.zeros(len(images), dtype=torch.int64), ())
 
 
 def _separated(part: Part, split: str) -> tuple[Any, Any]:
@@ -200,8 +213,12 @@ def _checked_classes(classes: Sequence[str] | None, labels: dict[str, Tensor]) -
     if len(classes) < 2:
         raise ArrayError(f"train labels: {len(classes)} class, at least 2 are needed")
     for split, each in labels.items():
-        if (high := int(each.max())) >= len(classes):
-            raise ArrayError(f"{split} labels: up to {high}, but there are {len(classes)} classes")
+        _check_in_range(each, split, classes)
     if absent_names := [name for label, name in enumerate(classes) if label not in found]:
         raise ArrayError(f"train labels: no images of {listed(absent_names)}")
     return tuple(classes)
+
+
+def _check_in_range(labels: Tensor, split: str, classes: Sequence[str]) -> None:
+    if (high := int(labels.max())) >= len(classes):
+        raise ArrayError(f"{split} labels: up to {high}, but there are {len(classes)} classes")

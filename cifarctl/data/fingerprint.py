@@ -31,7 +31,7 @@ def content_fingerprint(dataset: "Dataset") -> dict[str, int | str]:
     """What tells labelled images from others: how many they are, and the SHA-256 of their pixels and labels."""
     digest = hashlib.sha256()
     for tensor in (dataset.images, dataset.labels):
-        digest.update(memoryview(tensor.contiguous().numpy()))
+        digest.update(tensor.contiguous().numpy().data)
     return {"count": len(dataset), "sha256": digest.hexdigest()}
 
 

@@ -14,7 +14,6 @@ from cifarctl.version import __version__
 
 if TYPE_CHECKING:
     from cifarctl.api import (
-        Arrays,
         LoadedAutoencoder,
         LoadedClassifier,
         Prediction,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         train_autoencoder,
         train_classifier,
     )
+    from cifarctl.data import Arrays
 
 __all__ = [
     "Arrays",

@@ -127,15 +127,15 @@ class ArrayData(DataKind):
 
 
 def labelled(part: Part, split: str, classes: Sequence[str] | None) -> Dataset:
-    """One part alone, which need not have images of all classes. classes: None counts them. Raises ArrayError."""
+    """One part alone, which need not have images of all classes. Raises ArrayError."""
     pixels, labels = _separated(part, split)
     images = _checked_images(pixels, split)
     if labels is None:
         return _unlabelled(images)
     checked = _checked_labels(labels, len(images), split)
-    names = tuple(classes or (str(label) for label in range(int(checked.max()) + 1)))
-    _check_in_range(checked, split, names)
-    return Dataset(images, checked, names)
+    if classes:
+        _check_in_range(checked, split, classes)
+    return Dataset(images, checked, tuple(classes or map(str, checked.unique().tolist())))
 
 
 def _unlabelled(images: Tensor) -> Dataset:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
         train_autoencoder,
         train_classifier,
     )
+    from cifarctl.data import Arrays
 
 __all__ = [
+    "Arrays",
     "LoadedAutoencoder",
     "LoadedClassifier",
     "Prediction",

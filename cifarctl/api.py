@@ -1,9 +1,10 @@
 """The commands' verbs for Python programs, as `cifarctl.load` and so on."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifarctl import inference, weights
-from cifarctl.data import Source
+from cifarctl.data import Arrays, Dataset, Source, Split
 from cifarctl.data.archive import ARCHIVES
+from cifarctl.data.arrays import NAME, Part, labelled
 from cifarctl.data.download import install_official
 from cifarctl.data.images import named_image, read_images
-from cifarctl.errors import ImageError
+from cifarctl.errors import ArrayError, ChangedDataError, ImageError
 from cifarctl.evaluation import (
     AutoencoderReport,
     ClassifierReport,
@@ -23,14 +25,18 @@ from cifarctl.evaluation import (
     evaluate_classifier,
     require_classes,
 )
-from cifarctl.hardware import Device, select_device
+from cifarctl.hardware import Device, Precision, select_device
 from cifarctl.models.base import Autoencoder, Classifier
-from cifarctl.training.options import TrainOptions
-from cifarctl.training.session import Finished, train
+from cifarctl.training.checkpoint import Record
+from cifarctl.training.options import TrainOptions, resumed
+from cifarctl.training.run_dir import RunDir, read_history
+from cifarctl.training.session import Event, Finished, train
 
 PathLike = str | Path
 Images = Tensor | NDArray[np.uint8] | NDArray[np.float32] | PathLike | Sequence[PathLike]
 """uint8, or float in [0, 1], (N, 3, 32, 32); or image files of any size."""
+Data = PathLike | Arrays | Part
+"""A data set by name or path, or a program's own images: see `Arrays`."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,22 @@ class LoadedAutoencoder:
         return inference.reconstruct(self.module, _to_tensor(images))
 
 
+_Loaded = TypeVar("_Loaded", LoadedClassifier, LoadedAutoencoder)
+
+
 @dataclass(frozen=True)
-class Run:
-    """A finished training run. summary: what its `summary.json` holds."""
+class Run(Generic[_Loaded]):
+    """A finished training run. summary: what its `summary.json` holds. history: each epoch's record, the first one
+    first; the validation before training is epoch 0, where it was made.
+    """
 
     path: Path
     summary: dict[str, Any]
+    history: list[Record]
+
+    def load(self, *, device: Device = "auto") -> _Loaded:
+        """The model of the best epoch. Raises as the function `load`."""
+        return cast("_Loaded", load(self.path, device=device))
 
 
 @overload
@@ -126,104 +142,222 @@ def load_autoencoder(model: PathLike | None = None, *, device: Device = "auto") 
 def train_classifier(
     out: PathLike,
     *,
-    data: str = "cifar10",
+    data: Data = "cifar10",
+    data_dir: PathLike | None = None,
+    val_size: int | None = None,
+    limit: int | None = None,
     recipe: str = "fast",
     arch: str | None = None,
     encoder: PathLike | None = None,
     finetune: bool = False,
     teacher: PathLike | None = None,
     seed: int = 0,
-    limit: int | None = None,
     device: Device = "auto",
+    precision: Precision = "auto",
+    resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = True,
+    on_event: Callable[[Event], object] | None = None,
     **overrides: Any,
-) -> Run:
-    """Train into the folder `out`, as `cifarctl train-clf`. overrides: fields of `training.recipes.Recipe`, `epochs`
-    for one.
+) -> Run[LoadedClassifier]:
+    """Train into the folder `out`, as `cifarctl train-clf`.
 
-    An archive must have been downloaded. Raises CifarctlError.
+    data: "cifar10" or "cifar100", which must have been downloaded (`download`), into `data_dir` if it is given;
+    "synthetic"; the path of a folder DIR/{train,test}/CLASS/*.png; or arrays or tensors, (images, labels) or `Arrays`.
+    val_size: training images held out for validation; None is 2,000 or a tenth, whichever is fewer.
+    limit: train on at most so many of the others. recipe: one of the architecture's, by name.
+    arch: a registered model; None is the default one. encoder: an autoencoder, by weights file, run folder or name,
+    whose latents are all that the classifier sees; finetune: train it too. teacher: a classifier whose answers are
+    learnt instead of the labels. seed: draws the splits, the first weights and the batches.
+    resume: go on with the unfinished run in `out`, with the same arguments; but device, precision, tensorboard and
+    the place of the same data may differ. overwrite: replace the run in `out`.
+    on_event: called with each event (`training.session.Event`); what it raises ends the run.
+    overrides: fields of `training.recipes.Recipe`, `epochs` for one.
+
+    Raises CifarctlError: ArrayError, which is a ValueError, about arrays, UsageError about other arguments.
     """
     options = TrainOptions(
         kind="classifier",
-        data=data,
+        data=_name_of(data),
+        data_dir=str(data_dir) if data_dir else None,
+        val_size=val_size,
+        limit=limit,
         recipe=recipe,
         arch=arch,
         encoder=str(encoder) if encoder else None,
         finetune=finetune,
         teacher=str(teacher) if teacher else None,
         seed=seed,
-        limit=limit,
         device=device,
+        precision=precision,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
-    return _train(options, out, overwrite=overwrite)
+    return _train(options, _arrays_of(data), out, resume=resume, overwrite=overwrite, on_event=on_event)
 
 
 def train_autoencoder(
     out: PathLike,
     *,
-    data: str = "cifar10",
+    data: Data = "cifar10",
+    data_dir: PathLike | None = None,
+    val_size: int | None = None,
+    limit: int | None = None,
     recipe: str = "fast",
     arch: str | None = None,
     latent_dim: int | None = None,
     seed: int = 0,
-    limit: int | None = None,
     device: Device = "auto",
+    precision: Precision = "auto",
+    resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = True,
+    on_event: Callable[[Event], object] | None = None,
     **overrides: Any,
-) -> Run:
-    """Train into the folder `out`, as `cifarctl train-ae`. Arguments as for `train_classifier`."""
+) -> Run[LoadedAutoencoder]:
+    """Train into the folder `out`, as `cifarctl train-ae`. latent_dim: floats per image; None is the architecture's.
+
+    The other arguments are as for `train_classifier`, but that arrays need no labels.
+    """
     options = TrainOptions(
         kind="autoencoder",
-        data=data,
-        arch=arch,
+        data=_name_of(data),
+        data_dir=str(data_dir) if data_dir else None,
+        val_size=val_size,
+        limit=limit,
         recipe=recipe,
+        arch=arch,
         latent_dim=latent_dim,
         seed=seed,
-        limit=limit,
         device=device,
+        precision=precision,
+        tensorboard=tensorboard,
         overrides=overrides,
     )
-    return _train(options, out, overwrite=overwrite)
+    return _train(options, _arrays_of(data), out, resume=resume, overwrite=overwrite, on_event=on_event)
 
 
+@overload
+def evaluate(
+    model: LoadedClassifier,
+    *,
+    data: Data | None = None,
+    data_dir: PathLike | None = None,
+    split: Split = "test",
+    tta: bool = False,
+    allow_changed_data: bool = False,
+) -> ClassifierReport: ...
+@overload
+def evaluate(
+    model: LoadedAutoencoder,
+    *,
+    data: Data | None = None,
+    data_dir: PathLike | None = None,
+    split: Split = "test",
+    allow_changed_data: bool = False,
+) -> AutoencoderReport: ...
+@overload
 def evaluate(
     model: LoadedClassifier | LoadedAutoencoder,
     *,
-    data: str | None = None,
-    split: Literal["train", "val", "test"] = "test",
+    data: Data | None = None,
+    data_dir: PathLike | None = None,
+    split: Split = "test",
+    tta: bool = False,
+    allow_changed_data: bool = False,
+) -> ClassifierReport | AutoencoderReport: ...
+def evaluate(
+    model: LoadedClassifier | LoadedAutoencoder,
+    *,
+    data: Data | None = None,
+    data_dir: PathLike | None = None,
+    split: Split = "test",
     tta: bool = False,
     allow_changed_data: bool = False,
 ) -> ClassifierReport | AutoencoderReport:
     """Measure a model on a split of `data`, by default of the data that it was trained on.
 
+    data: as for training. (images, labels), or images alone for an autoencoder, are split as in training if the model
+    was trained on them; otherwise they all are the test split. Their labels count the classes of that training.
+
     Raises DataError; its ChangedDataError if `split` is train or val and that data has changed since the training, so
     that val may hold images that the model was trained on, unless `allow_changed_data`.
     """
-    source = Source.trained_on(model.info.data, data, None)
-    source.check_unchanged(model.info.data, split, allow=allow_changed_data)
-    device = next(model.module.parameters()).device
-    images = source.load(split).to(device)
+    source, images = _chosen(model.info, data, Path(data_dir) if data_dir else None, split, allow_changed_data)
+    images = images.to(device := next(model.module.parameters()).device)
     if isinstance(model, LoadedClassifier):
         require_classes(model.classes, images.classes, "the model")
         return evaluate_classifier(model.module, images, tta=tta)
     return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
 
 
-def download(data: Literal["cifar10", "cifar100"] = "cifar10") -> Path:
+def download(data: Literal["cifar10", "cifar100"] = "cifar10", *, data_dir: PathLike | None = None) -> Path:
     """Get and verify a data set, unless it is there. Returns its file. Raises DownloadError."""
-    path, archive = Source(data).path, ARCHIVES[data]
+    path, archive = Source(data, folder=Path(data_dir) if data_dir else None).path, ARCHIVES[data]
     if not path.exists():
         for _ in install_official(archive, path):
             pass
     return path
 
 
-def _train(options: TrainOptions, out: PathLike, *, overwrite: bool) -> Run:
-    for event in train(options, Path(out), overwrite=overwrite):
+def _train(
+    options: TrainOptions,
+    arrays: Arrays | None,
+    out: PathLike,
+    *,
+    resume: bool,
+    overwrite: bool,
+    on_event: Callable[[Event], object] | None,
+) -> Run[Any]:
+    path = Path(out)
+    if arrays and options.kind == "classifier" and not arrays.datasets["train"].classes:
+        raise ArrayError("data: a classifier needs labels", hint="data takes (images, labels)", parameter="data")
+    if resume:
+        run = RunDir(path, resume=True)
+        stored = TrainOptions.from_config(run.read_config(), run.config)
+        names = [option.name for option in fields(TrainOptions) if option.name not in ("kind", "overrides")]
+        options = resumed(options, stored, [*names, *(stored.overrides or {}), *(options.overrides or {})])
+    for event in train(options, path, resume=resume, overwrite=overwrite, arrays=arrays):
+        if on_event:
+            on_event(event)
         if isinstance(event, Finished):
-            return Run(event.run, event.summary)
+            return Run(event.run, event.summary, read_history(Path(event.summary["model"])))
     raise AssertionError("a training run ends with Finished")
+
+
+def _chosen(
+    info: weights.ModelInfo,
+    data: Data | None,
+    folder: Path | None,
+    split: Literal["train", "val", "test"],
+    allow_changed: bool,
+) -> tuple[Source, Dataset]:
+    """The data to measure a model on, and its split, as `evaluate` says."""
+    if data is None or isinstance(data, str | Path | Arrays):
+        name, arrays = (None, None) if data is None else (_name_of(data), _arrays_of(data))
+        source = Source.trained_on(info.data, name, folder, arrays)
+        source.check_unchanged(info.data, split, allow=allow_changed)
+        return source, source.load(split)
+    classes = info.classes or info.data.get("classes") or None
+    images = labelled(data, "test", classes)
+    with suppress(ArrayError):  # what lacks a class cannot have been trained on
+        source = Source.trained_on(info.data, NAME, folder, Arrays(data, classes=classes if images.classes else None))
+        if source.changes(info.data, "train") == []:
+            return source, source.load(split)
+    if split != "test":
+        raise ChangedDataError(f"{NAME}: not the data that the model was trained on, so there is no {split} in it")
+    return Source.trained_on(info.data, None, folder), images
+
+
+def _name_of(data: Data) -> str:
+    return str(data) if isinstance(data, str | Path) else NAME
+
+
+def _arrays_of(data: Data) -> Arrays | None:
+    """The arrays, unless `data` is a name."""
+    if isinstance(data, str | Path):
+        return None
+    return data if isinstance(data, Arrays) else Arrays(data)
 
 
 def _to_tensor(images: Images) -> Tensor:

@@ -6,13 +6,17 @@ Code below `cifarctl.cli` raises these and nothing prints them but `cifarctl.cli
 
 
 class CifarctlError(Exception):
-    """A failure that the user can act on."""
+    """A failure that the user can act on.
+
+    parameter: of Python's functions, if the message or the hint begins with its name: the command line writes the
+    option's name there.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, *, parameter: str | None = None) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.parameter = hint, parameter
 
 
 class UsageError(CifarctlError):
@@ -23,6 +27,10 @@ class UsageError(CifarctlError):
 
 class DataError(CifarctlError):
     """A data set is missing, damaged or not what it was said to be."""
+
+
+class ArrayError(DataError, ValueError):
+    """An array that a Python program gave is not what it should be."""
 
 
 class ChangedDataError(DataError):

@@ -9,4 +9,4 @@ def use_and_train() -> None:
         print(answer.label, answer.confidence, answer.top)
 
     run = cifarctl.train_classifier("runs/quick", data="synthetic", limit=1000, epochs=1)
-    print(cifarctl.evaluate(cifarctl.load(run.path)).metrics["accuracy"])
+    print(cifarctl.evaluate(run.load()).metrics["accuracy"])

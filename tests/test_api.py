@@ -12,10 +12,14 @@ import torch
 
 import cifarctl
 from cifarctl.data import Source
-from cifarctl.errors import DataError, ImageError, WeightsError
+from cifarctl.errors import ChangedDataError, DataError, ImageError, UsageError, WeightsError
+from cifarctl.training.loop import EpochDone
+from cifarctl.training.session import Event, Finished, Started
 
 from py2_pickle import SmallArchive
-from support import Cifarctl
+from support import Cifarctl, model_bytes
+
+QUICK: dict[str, Any] = {"arch": "mlp", "epochs": 1, "batch_size": 50, "device": "cpu"}
 
 
 def test_importing_the_package_imports_no_torch() -> None:
@@ -105,11 +109,140 @@ def test_a_model_of_the_other_kind_is_refused(classifier_run: Path, autoencoder_
 def test_a_run_is_trained_loaded_and_measured(tmp_path: Path) -> None:
     run = cifarctl.train_classifier(tmp_path / "run", data="synthetic", limit=500, arch="mlp", epochs=1)
     assert run.summary["epochs"] == 1
-    model = cifarctl.load(run.path)
+    model = run.load()
     report = cifarctl.evaluate(model)
     assert report.metrics["accuracy"] == run.summary["test"]["accuracy"]
     ae = cifarctl.train_autoencoder(tmp_path / "ae", data="synthetic", limit=250, arch="conv2", latent_dim=64, epochs=1)
     assert ae.summary["kind"] == "autoencoder"
+
+
+def test_a_run_gives_its_events_its_history_and_its_model(tmp_path: Path) -> None:
+    events: list[Event] = []
+    run = cifarctl.train_classifier(
+        tmp_path / "run",
+        **{**QUICK, "epochs": 2},
+        data="synthetic",
+        limit=100,
+        val_size=50,
+        precision="fp32",
+        tensorboard=False,
+        on_event=events.append,
+    )
+    assert (type(events[0]), type(events[-1])) == (Started, Finished)
+    assert isinstance(events[0], Started)
+    assert (events[0].train, events[0].val, events[0].precision) == (100, 50, "fp32")
+    assert run.history == [event.history[-1] for event in events if isinstance(event, EpochDone)]
+    assert [record["epoch"] for record in run.history] == [1, 2]
+    assert not list(run.path.glob("events.out.tfevents.*"))
+    assert len(run.load().classes) == 10
+
+
+class Stop(Exception):  # noqa: N818 (it is no error)
+    """Raised to end a run."""
+
+
+def stop_after_an_epoch(event: Event) -> None:
+    """For `on_event`."""
+    if isinstance(event, EpochDone):
+        raise Stop
+
+
+def test_a_broken_run_goes_on_with_the_same_call_alone(tmp_path: Path) -> None:
+    def start(out: Path, **more: Any) -> cifarctl.Run[cifarctl.LoadedClassifier]:
+        return cifarctl.train_classifier(out, **{**QUICK, "epochs": 2, "data": "synthetic", "limit": 100, **more})
+
+    with pytest.raises(Stop):
+        start(tmp_path / "broken", on_event=stop_after_an_epoch)
+    with pytest.raises(UsageError, match=r"^seed: the run was started with 0"):
+        start(tmp_path / "broken", resume=True, seed=1)
+    with pytest.raises(UsageError, match=r"^epochs: the run was started with 2"):
+        start(tmp_path / "broken", resume=True, epochs=3)
+    with pytest.raises(UsageError, match=r"^data: the run was started with synthetic"):
+        start(tmp_path / "broken", resume=True, data="cifar10")
+    resumed = start(tmp_path / "broken", resume=True)
+    assert len(resumed.history) == 2
+    assert model_bytes(resumed.path) == model_bytes(start(tmp_path / "whole").path)
+
+
+class TestArrays:
+    """Data of the program's own."""
+
+    @pytest.fixture(scope="class")
+    def data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = Source("synthetic").load("test").take(torch.arange(300))
+        return drawn.images, drawn.labels
+
+    @pytest.fixture(scope="class")
+    def run(
+        self, data: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
+    ) -> cifarctl.Run[cifarctl.LoadedClassifier]:
+        return cifarctl.train_classifier(tmp_path_factory.mktemp("arrays") / "run", data=data, **QUICK)
+
+    def test_a_classifier_is_measured_on_the_split_of_its_training(
+        self, run: cifarctl.Run[cifarctl.LoadedClassifier], data: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        model = run.load()
+        assert model.classes == tuple("0123456789")
+        for same in (data, (data[0].numpy().transpose(0, 2, 3, 1), data[1].numpy()), cifarctl.Arrays(data)):
+            report = cifarctl.evaluate(model, data=same)
+            assert report.n == run.summary["test"]["n"] == 30
+            assert report.metrics["accuracy"] == run.summary["test"]["accuracy"]
+            assert cifarctl.evaluate(model, data=same, split="val").n == 27
+
+    def test_other_data_is_all_for_testing(
+        self, run: cifarctl.Run[cifarctl.LoadedClassifier], data: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        model = run.load()
+        few = (data[0][:7], data[1][:7])
+        answers = model.logits(few[0]).argmax(1)
+        assert cifarctl.evaluate(model, data=few).n == 7
+        assert cifarctl.evaluate(model, data=few).metrics["accuracy"] == (answers == few[1]).float().mean().item()
+        with pytest.raises(ChangedDataError, match="not the data that the model was trained on, so there is no val"):
+            cifarctl.evaluate(model, data=few, split="val")
+        darker = cifarctl.Arrays((data[0] // 2, data[1]))
+        with pytest.raises(ChangedDataError, match="of the 270 images in train, some have other pixels or labels"):
+            cifarctl.evaluate(model, data=darker, split="train")
+        with pytest.raises(ValueError, match="test labels: up to 10, but there are 10 classes"):
+            cifarctl.evaluate(model, data=(few[0], few[1] * 0 + 10))
+
+    def test_without_them_it_says_that_they_must_be_given(
+        self, run: cifarctl.Run[cifarctl.LoadedClassifier], installed: Cifarctl
+    ) -> None:
+        with pytest.raises(DataError, match="a Python program's own arrays were trained on"):
+            cifarctl.evaluate(run.load())
+        done = installed("evaluate", "-m", run.path)
+        assert (done.code, "<arrays>: a Python program's own arrays" in done.error) == (1, True)
+        assert "hint: --data takes them again, from Python, or names another data set" in done.err
+        other = installed("evaluate", "-m", run.path, "--data", "synthetic")
+        assert (other.code, "knows the classes of other data" in other.error) == (1, True)
+
+    def test_a_broken_run_goes_on_with_the_same_arrays_alone(
+        self,
+        run: cifarctl.Run[cifarctl.LoadedClassifier],
+        data: tuple[torch.Tensor, torch.Tensor],
+        installed: Cifarctl,
+        tmp_path: Path,
+    ) -> None:
+        out = tmp_path / "run"
+        with pytest.raises(Stop):
+            cifarctl.train_classifier(out, data=data, on_event=stop_after_an_epoch, **QUICK)
+        done = installed("train-clf", "--resume", "--out", out)
+        assert (done.code, "a Python program's own arrays" in done.error) == (1, True)
+        with pytest.raises(ChangedDataError, match="other data than when the run was started"):
+            cifarctl.train_classifier(out, data=(data[0], data[1].flip(0)), resume=True, **QUICK)
+        resumed = cifarctl.train_classifier(out, data=data, resume=True, **QUICK)
+        assert model_bytes(resumed.path) == model_bytes(run.path)
+
+    def test_an_autoencoder_needs_no_labels(self, data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+        few: dict[str, Any] = {"arch": "conv2", "latent_dim": 16, "epochs": 1, "batch_size": 50}
+        run = cifarctl.train_autoencoder(tmp_path / "run", data=data[0].float() / 255, **few)
+        report = cifarctl.evaluate(run.load(), data=data[0])
+        assert report.n == 30
+        assert report.metrics["psnr"] == pytest.approx(run.summary["test"]["psnr"])
+        with pytest.raises(DataError, match="a Python program's own arrays were trained on"):
+            cifarctl.evaluate(run.load(), data=data[0][:5])  # the principal components are of the training images
+        both = cifarctl.Arrays(data[0], test=data[0][:5])
+        assert cifarctl.evaluate(run.load(), data=both).n == 5
 
 
 def test_classes_that_the_model_does_not_know_are_no_score_of_zero(classifier_run: Path, image_folder: Path) -> None:

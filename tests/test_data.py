@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cifarctl.data import Source
+from cifarctl.api import train_classifier
+from cifarctl.data import Arrays, Source
+from cifarctl.data.arrays import NAME
 from cifarctl.data.images import find_images, read_image, read_images
 from cifarctl.data.splits import stratified_split
-from cifarctl.errors import DataError, ImageError, UsageError
+from cifarctl.errors import ArrayError, DataError, ImageError, UsageError
 from cifarctl.inference import views
 from cifarctl.training.augment import (
     alternating_flip,
@@ -47,7 +50,7 @@ class TestSplits:
 
     @pytest.mark.parametrize("size", [-1, 0, 10, 11])
     def test_an_impossible_size_is_named(self, size: int) -> None:
-        with pytest.raises(UsageError, match=f"--val-size {size}"):
+        with pytest.raises(UsageError, match=f"^val_size {size}:"):
             stratified_split(torch.zeros(10, dtype=torch.int64), size, 0)
 
 
@@ -105,6 +108,108 @@ class TestSynthetic:
         test = Source("synthetic").load("test")
         means = torch.stack([test.images[test.labels == label].float().mean((0, 2, 3)) for label in range(10)])
         assert means.std(0).max() < 10  # of 255; single images differ by 50 and more
+
+
+class TestArrays:
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), np.uint8)
+    labels = np.arange(60) % 3
+
+    def test_every_spelling_of_the_same_images_is_the_same_data(self) -> None:
+        expected = Source(NAME, arrays=Arrays((self.images, self.labels)))
+        nhwc = self.images.transpose(0, 2, 3, 1)
+        read_only = self.images.copy()
+        read_only.flags.writeable = False
+        for images in (
+            torch.from_numpy(self.images),
+            nhwc,
+            torch.from_numpy(self.images).float() / 255,
+            (nhwc / 255).astype(np.float16),
+            (nhwc / 255).astype(">f8"),
+            read_only,
+        ):
+            for labels in (self.labels.astype(np.uint8), torch.from_numpy(self.labels), self.labels.tolist()):
+                source = Source(NAME, arrays=Arrays((images, labels)))
+                assert source.changes(expected.describe(), "train") == []
+        assert expected.load("train").classes == ("0", "1", "2")
+
+    def test_what_is_not_given_is_drawn_by_the_seed_in_proportion(self) -> None:
+        first, again, other = (Source(NAME, seed=s, arrays=Arrays((self.images, self.labels))) for s in (0, 0, 1))
+        splits = {split: first.load(split) for split in ("train", "val", "test")}
+        assert {split: len(data) for split, data in splits.items()} == {"train": 49, "val": 5, "test": 6}
+        assert torch.bincount(splits["test"].labels).tolist() == [2, 2, 2]
+        every = torch.cat([data.images for data in splits.values()])
+        assert sorted(map(bytes, every.numpy())) == sorted(map(bytes, self.images))
+        assert torch.equal(again.load("val").images, splits["val"].images)
+        assert not torch.equal(other.load("test").images, splits["test"].images)
+
+    def test_parts_that_are_given_are_kept(self) -> None:
+        parts = [(self.images[i : i + 20], self.labels[i : i + 20]) for i in (0, 20, 40)]
+        source = Source(NAME, arrays=Arrays(parts[0], parts[1], parts[2], classes=("a", "b", "c")))
+        for split, (images, labels) in zip(("train", "val", "test"), parts, strict=True):
+            data = source.load(split)  # type: ignore[arg-type]
+            assert data.classes == ("a", "b", "c")
+            assert np.array_equal(data.images.numpy(), images)
+            assert np.array_equal(data.labels.numpy(), labels)
+        assert source.describe()["val_size"] == 20
+        with pytest.raises(UsageError, match=r"^val_size 5: <arrays> has 20 images for validation"):
+            Source(NAME, 5, arrays=source.arrays).check()
+
+    def test_the_same_images_split_otherwise_are_other_data(self) -> None:
+        halves = [(self.images[part], self.labels[part]) for part in (slice(30), slice(30, 60))]
+        drawn = Source(NAME, arrays=Arrays((self.images, self.labels), test=halves[0]))
+        given = Source(NAME, arrays=Arrays(halves[0], halves[1], test=halves[0]))
+        assert given.changes(drawn.describe(), "val") == [
+            "of the 60 images in train, some have other pixels or labels, or another order"
+        ]
+        assert given.changes(drawn.describe(), "test") == []
+
+    @pytest.mark.parametrize(
+        ("images", "labels", "message"),
+        [
+            (images[:, :1], labels, r"train images: uint8 \(60, 1, 32, 32\), not \(N, 3, 32, 32\) or"),
+            (images[0], labels[:1], r"train images: uint8 \(3, 32, 32\), not"),
+            (images.astype(int), labels, "train images: int64 .* not uint8 or float"),
+            (images.astype(np.float32), labels, "float values from 0 to 255, not from 0 to 1"),
+            (torch.full((60, 3, 32, 32), torch.nan), labels, "train images: NaN or infinite"),
+            (images[:0], labels[:0], "train images: none"),
+            (images.tolist(), labels, "train images: list, not a NumPy array or a tensor"),
+            (images, labels[:-1], "train: 60 images and 59 labels"),
+            (images, labels.astype(float), r"train labels: float64 \(60,\), not integers"),
+            (images, labels > 1, r"train labels: bool \(60,\), not integers"),
+            (images, labels[:, None], r"train labels: int64 \(60, 1\), not integers \(60,\)"),
+            (images, labels - 1, "train labels: from -1 to 1, and they count from 0"),
+            (images, labels * 2, "train labels: from 0 to 4, but none is 1"),
+            (images, labels * 0, "train labels: 1 class, at least 2"),
+            (images, None, "a classifier needs labels"),
+        ],
+    )
+    def test_a_mistake_is_named_before_anything_is_written(
+        self, images: Any, labels: Any, message: str, tmp_path: Path
+    ) -> None:
+        data = images if labels is None else (images, labels)
+        with pytest.raises(ValueError, match=message) as caught:
+            train_classifier(tmp_path / "run", data=data, arch="mlp", epochs=1)
+        assert isinstance(caught.value, DataError)
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ({"classes": ("a", "b")}, "train labels: up to 2, but there are 2 classes"),
+            ({"classes": ("a", "b", "c", "d")}, "train labels: no images of d"),
+            ({"classes": ("a", "b", "b")}, "two have the same name"),
+            ({"classes": "abc"}, "not a sequence of names"),
+            ({"test": (images[:1], np.array([3]))}, "test labels: up to 3, but there are 3 classes"),
+            ({"val": images[:3]}, "val: images without labels"),
+        ],
+    )
+    def test_parts_and_classes_fit_together(self, more: dict[str, Any], message: str) -> None:
+        with pytest.raises(ArrayError, match=message):
+            Arrays((self.images, self.labels), **more)
+
+    def test_too_few_images_to_hold_any_out_for_testing(self) -> None:
+        with pytest.raises(ArrayError, match="4 training images, 3 classes: none can be held out for testing"):
+            Source(NAME, arrays=Arrays((self.images[:4], self.labels[:4]))).check()
 
 
 class TestAugmentation:

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ HISTORY = [
 
 
 def bars(axes: Axes) -> list[float]:
-    return [bar.get_height() for container in axes.containers for bar in container]  # type: ignore[attr-defined]
+    return [bar.get_height() for container in axes.containers for bar in container]
 
 
 def test_learning_curves_are_the_same_points_in_both() -> None:
@@ -65,7 +66,7 @@ def test_the_histogram_has_the_same_bins_in_both_and_every_image() -> None:
 
 def test_rate_and_distortion_are_the_same_points_in_both() -> None:
     points = [
-        RateDistortionPoint(codec, setting, 100.0 * setting, 20.0 + setting)  # type: ignore[arg-type]
+        RateDistortionPoint(codec, setting, 100.0 * setting, 20.0 + setting)
         for codec in ("latents", "jpeg", "webp")
         for setting in (2, 8)
     ]
@@ -75,7 +76,7 @@ def test_rate_and_distortion_are_the_same_points_in_both() -> None:
     labels = [text.get_text() for text in legend.get_texts()]
     chart = charts.rate_distortion(points, 500)
     assert labels == [text for _, text in chart.legend] == ["latents, 2 to 8 bits each", "JPEG", "WebP"]
-    drawn = [point for line in axes.lines for point in line.get_xydata()]  # type: ignore[union-attr]
+    drawn = [point for line in axes.lines for point in np.asarray(line.get_xydata()).tolist()]
     assert re.findall("<title>(.*?)</title>", chart.svg) == [f"{x:.0f} bytes, {y:.2f} dB" for x, y in drawn]
 
 

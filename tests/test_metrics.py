@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def shown(renderable: object, width: int = 100) -> str:
 
 
 @pytest.mark.parametrize(("kind", "keys"), [("classifier", ClassifierMetrics), ("autoencoder", AutoencoderMetrics)])
-def test_the_types_name_the_metrics_of_the_table(kind: str, keys: type) -> None:
+def test_the_types_name_the_metrics_of_the_table(kind: str, keys: Any) -> None:
     assert keys.__required_keys__ | keys.__optional_keys__ == {m.name for m in METRICS.values() if m.kind == kind}
     assert keys.__optional_keys__ == {m.name for m in METRICS.values() if m.kind == kind and m.min_classes}
 

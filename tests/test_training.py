@@ -469,7 +469,7 @@ class TestLoop:
         objective = Classification(model, self.recipe, seed=0)  # type: ignore[arg-type]
         objective.encodes_first = True
         events = fit(
-            model,  # type: ignore[arg-type]
+            model,
             objective,
             train,
             val,

@@ -12,7 +12,7 @@ import typer
 
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
-from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, write_line
+from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, spelled, write_line
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
 from cifarctl.cli.train_ae import train_ae
@@ -85,7 +85,8 @@ def _explain(error: Exception) -> tuple[int, str, str | None]:
     """Exit code, message and hint for anything that ends a command."""
     match error:
         case CifarctlError():
-            return error.exit_code, str(error), error.hint
+            message, hint = (spelled(text, error.parameter) for text in (str(error), error.hint))
+            return error.exit_code, message or "", hint
         case typer.TyperException():  # what the parser of options raises
             context = getattr(error, "ctx", None)
             return 2, error.format_message(), f"{context.command_path if context else 'cifarctl'} --help"

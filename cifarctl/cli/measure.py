@@ -35,7 +35,7 @@ class ModelOnData:
         """
         from cifarctl.evaluation import require_classes
 
-        if self.info.kind == "classifier" and (found := self.source.folder_classes):
+        if self.info.kind == "classifier" and (found := self.source.known_classes):
             require_classes(self.info.classes, found, self.path)
         try:
             remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)

@@ -5,6 +5,7 @@ it is shown.
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,13 @@ def is_stdout_unread() -> bool:
 def _silence(stream: IO[str]) -> None:
     """Send what is still written to `stream` nowhere: what Python flushes at exit must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def spelled(text: str | None, parameter: str | None) -> str | None:
+    """An error's message or hint as the command line says it: a parameter's name at its beginning is an option's."""
+    if text and parameter and re.match(rf"{parameter}\b", text):
+        return f"--{parameter.replace('_', '-')}{text.removeprefix(parameter)}"
+    return text
 
 
 def report_error(message: str, hint: str | None = None) -> None:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,41 +87,22 @@ def _remark_slow(options: "TrainOptions", output: Output) -> None:
         )
 
 
-# What may be given anew to --resume: where files lie, which are compared with the run's, and how to compute.
-_ANEW = frozenset({"data_dir", "device", "precision", "tensorboard"})
-
-
 def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOptions") -> "TrainOptions":
     """The stored options, with those given anew that may be, after checking that no other was with another value."""
-    from cifarctl.data import Source
+    from cifarctl.training.options import resumed
 
-    if stored.kind != given.kind:
-        raise UsageError(f"--resume: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}")
-
-    def value(options: "TrainOptions", name: str) -> Any:
-        return getattr(options, name, None) if hasattr(options, name) else getattr(options.resolved_recipe, name, None)
-
-    given, stored = given.located(), stored.located()
-    anew = {}
-    allowed = set(_ANEW)
-    if Source(given.data).is_folder and Source(stored.data).is_folder:
-        allowed.add("data")
-    allowed |= {model for model in ("encoder", "teacher") if getattr(stored, model)}
     names = [name for name in context.params if _is_given(context, name)]
+    overrides = given.overrides or {}
     if "assignments" in names:
-        names += [*(given.overrides or {})]
-    for name in names:
-        if value(given, name) == value(stored, name):
-            continue
-        if name in allowed:
-            anew[name] = value(given, name)
-        else:
-            option = f"--set {name}" if name in (given.overrides or {}) and name not in context.params else f"--{name}"
-            raise UsageError(
-                f"{option.replace('_', '-')}: the run was started with {value(stored, name)}",
-                hint="leave the option out to resume, or start another run",
-            )
-    return replace(stored, **anew)
+        names += overrides
+    try:
+        return resumed(given, stored, names)
+    except UsageError as error:
+        if error.parameter != "resume":
+            error.hint = "leave the option out to resume, or start another run"
+        if error.parameter in overrides and error.parameter not in context.params:
+            raise UsageError(f"--set {error}", error.hint) from None
+        raise
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 Split = Literal["train", "val", "test"]
 
 if TYPE_CHECKING:
+    from cifarctl.data.arrays import Arrays
     from cifarctl.data.dataset import Dataset
     from cifarctl.data.source import Source, locate
 
-__all__ = ["Dataset", "Source", "Split", "locate"]
+__all__ = ["Arrays", "Dataset", "Source", "Split", "locate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,58 @@
 
 import json
 import os
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from cifarctl.data.archive import ARCHIVES
 from cifarctl.data.dataset import Dataset
+from cifarctl.data.kind import DataKind, Stored
 from cifarctl.errors import DataError
 from cifarctl.files import save_tensors
 
 _FORMAT = "1"
+_T = TypeVar("_T")
+
+
+class DownloadedArchive(DataKind):
+    """A published archive, which `cifarctl download` has made a data file of."""
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:
+        """Whether `name` is an archive's."""
+        return name in ARCHIVES
+
+    @property
+    def path(self) -> Path:
+        """The data file."""
+        return cache_path(self.name, data_dir(self.data_dir))
+
+    def read(self, split: Stored) -> Dataset:
+        """Map the split from the data file."""
+        train, test = self._splits
+        return train if split == "train" else test
+
+    def describe(self) -> dict[str, Any]:
+        """The digest of the archive."""
+        return {"archive_sha256": self._from_file(archive_digest)}
+
+    @cached_property
+    def _splits(self) -> tuple[Dataset, Dataset]:
+        return self._from_file(read_cache)
+
+    def _from_file(self, read: Callable[[Path], _T]) -> _T:
+        try:
+            return read(self.path)
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path}: no such file: {self.name} has not been downloaded",
+                hint=f"cifarctl download --data {self.name}",
+            ) from None
 
 
 def data_dir(chosen: Path | None = None) -> Path:

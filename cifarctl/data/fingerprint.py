@@ -3,9 +3,17 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifarctl.data.dataset import Dataset
 
 _NAMES_SHOWN = 8
+# How images differ that are as many, by the field of the description that says so.
+_OTHER = {
+    "files": "some have other names or sizes, or another order",
+    "arrays": "some have other pixels or labels, or another order",
+}
 
 
 def fingerprint(root: Path, paths: Iterable[Path]) -> dict[str, int | str]:
@@ -19,32 +27,42 @@ def fingerprint(root: Path, paths: Iterable[Path]) -> dict[str, int | str]:
     return {"count": len(entries), "sha256": digest.hexdigest()}
 
 
+def content_fingerprint(dataset: "Dataset") -> dict[str, int | str]:
+    """What tells labelled images from others: how many they are, and the SHA-256 of their pixels and labels."""
+    digest = hashlib.sha256()
+    for tensor in (dataset.images, dataset.labels):
+        digest.update(tensor.contiguous().numpy().data)
+    return {"count": len(dataset), "sha256": digest.hexdigest()}
+
+
 def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Sequence[str]) -> list[str] | None:
     """How the data set `now` differs from `then`, in words; empty if it is the same.
 
-    then, now: descriptions by `Source.describe`; of a folder's files, those of `splits` are compared. None if they
-    cannot be compared: they are of different kinds, or `then` was written by a version that noted no fingerprint.
+    then, now: descriptions by `Source.describe`; of a folder's files, or of arrays, those of `splits` are compared.
+    None if they cannot be compared: they are of different kinds, or `then` was written by a version that noted no
+    fingerprint.
     """
     if {"archive_sha256"} <= then.keys() & now.keys() and then.get("name") == now["name"]:
         if then["archive_sha256"] == now["archive_sha256"]:
             return []
-        found, known = (str(each["archive_sha256"])[:8] for each in (now, then))
-        return [f"its file was made from another archive (SHA-256 {found}…, not {known}…)"]
+        found, expected = (str(each["archive_sha256"])[:8] for each in (now, then))
+        return [f"its file was made from another archive (SHA-256 {found}…, not {expected}…)"]
     if then.get("name") == now["name"] == "synthetic":
         return []
-    known_files, classes = then.get("files"), then.get("classes")
-    if "files" not in now or not isinstance(known_files, dict) or not isinstance(classes, list):
+    key = next((key for key in _OTHER if key in now), "")
+    known, classes = then.get(key), then.get("classes")
+    if not key or not isinstance(known, dict) or not isinstance(classes, list):
         return None
     changes = []
     if classes != now["classes"]:
         changes.append(f"classes: {class_differences(classes, 'then', now['classes'], 'now')}")
     for split in splits:
-        before, after = known_files.get(split), now["files"].get(split)
+        before, after = known.get(split), now[key].get(split)
         counts = [each.get("count", 0) if isinstance(each, dict) else 0 for each in (after, before)]
         if counts[0] != counts[1]:
             changes.append(f"{split} has {counts[0]} images, not {counts[1]}")
         elif before != after and classes == now["classes"]:  # else that is the reason
-            changes.append(f"of the {counts[0]} images in {split}, some have other names or sizes, or another order")
+            changes.append(f"of the {counts[0]} images in {split}, {_OTHER[key]}")
     return changes
 
 

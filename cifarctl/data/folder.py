@@ -1,6 +1,7 @@
 """A folder of images as a data set: DIR/{train,test}/CLASS/*.png, any class names, any image size."""
 
 import os
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import fingerprint, listed
 from cifarctl.data.images import ImageFiles, find_images, read_images
+from cifarctl.data.kind import DataKind, Stored
 from cifarctl.errors import DataError, ImageError
 
 _LAYOUT = "expected DIR/{train,test}/CLASS/*.png (or .jpg, …)"
@@ -20,18 +22,26 @@ _LAYOUT = "expected DIR/{train,test}/CLASS/*.png (or .jpg, …)"
 _HELD_OUT = ("val", "valid", "validation", "dev", "eval", "holdout")
 
 
-class ImageFolder:
+class ImageFolder(DataKind):
     """The folder at `root`: which images each split holds, found without decoding them, and then the images.
 
     A split is "train" or "test". Classes are the names of the folders in `root`/train, sorted. All methods raise
     DataError if the split, or anything in it, is missing, cannot be listed, or is not what it should be.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    is_path = True
+
+    def __init__(self, name: str, *, seed: int = 0, data_dir: Path | None = None) -> None:
+        super().__init__(name, seed=seed, data_dir=data_dir)
+        self.root = Path(name)
         self._found: dict[str, list[tuple[Path, int]]] = {}
         self._remarks: dict[str, list[str]] = {}
         self._fingerprints: dict[str, dict[str, Any]] = {}
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:  # noqa: ARG003
+        """Any name may be a path. So this kind is the last one to ask."""
+        return True
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -39,7 +49,8 @@ class ImageFolder:
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: no such folder",
-                hint="--data takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
+                hint="data takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
+                parameter="data",
             )
         classes, _ = self._list("train")
         if len(classes) < 2:
@@ -56,14 +67,32 @@ class ImageFolder:
         """The split's labels, int64 (N,)."""
         return torch.tensor([label for _, label in self.files(split)])
 
-    def remarks(self, split: str) -> list[str]:
+    def train_labels(self) -> Tensor:
+        """The labels of train, int64 (N,)."""
+        return self.labels("train")
+
+    def known_classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.classes
+
+    def remarks(self, split: Stored) -> list[str]:
         """What is in the split and not used, or missing from it without harm, in words."""
         self.files(split)
         return self._remarks[split]
 
     def unused(self) -> list[str]:
-        """The names of the folders in `root` that are no split."""
-        return [name for name in _subfolders(self.root)[0] if name not in ("train", "test")]
+        """The folders in `root` that are no split, in words."""
+        names = [name for name in _subfolders(self.root)[0] if name not in ("train", "test")]
+        used = "train and test are, and validation images are drawn from train"
+        text = f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used: {used}"
+        return [text] if names else []
+
+    def describe(self) -> dict[str, Any]:
+        """The classes, and what tells the splits' files from others."""
+        files = {"train": self.fingerprint("train")}
+        with suppress(DataError):  # training needs a test split (`Source.check`), drawing reconstructions does not
+            files["test"] = self.fingerprint("test")
+        return {"classes": list(self.classes), "files": files}
 
     def fingerprint(self, split: str) -> dict[str, Any]:
         """What tells the split's files from others (`fingerprint.fingerprint`)."""
@@ -75,7 +104,7 @@ class ImageFolder:
                 raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
         return self._fingerprints[split]
 
-    def read(self, split: str) -> Dataset:
+    def read(self, split: Stored) -> Dataset:
         """Decode every image of the split. Unreadable ones are counted, and the first is named."""
         files = self.files(split)
         images = np.empty((len(files), 3, 32, 32), np.uint8)

@@ -1,35 +1,41 @@
 """A data set by name: its splits as tensors. `Source(name).load(split)` is the way to any of them."""
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cifarctl.data import Split
-from cifarctl.data.archive import ARCHIVES
-from cifarctl.data.cache import archive_digest, cache_path, data_dir, read_cache
+from cifarctl.data.arrays import ArrayData, Arrays
+from cifarctl.data.cache import DownloadedArchive
 from cifarctl.data.dataset import Dataset
-from cifarctl.data.fingerprint import describe_changes, listed
+from cifarctl.data.fingerprint import describe_changes
 from cifarctl.data.folder import ImageFolder
+from cifarctl.data.kind import DataKind
 from cifarctl.data.splits import default_val_size, stratified_split, was_drawn_otherwise
-from cifarctl.data.synthetic import TEST_SIZE, TRAIN_SIZE, draw_synthetic
-from cifarctl.errors import ChangedDataError, DataError
+from cifarctl.data.synthetic import Synthetic
+from cifarctl.errors import ChangedDataError, DataError, UsageError
 
-_T = TypeVar("_T")
+# The first one that recognises the name has the data; the last one takes any name.
+KINDS: tuple[type[DataKind], ...] = (
+    DownloadedArchive,
+    Synthetic,
+    ArrayData,
+    ImageFolder,
+)
 
 
 def locate(name: str) -> str:
     """A data set's name as it means the same from everywhere: the path of a folder becomes absolute."""
-    return str(Path(name).absolute()) if _is_path(name) else name
+    return str(Path(name).absolute()) if _kind_of(name).is_path else name
 
 
-def _is_path(name: str) -> bool:
-    return name not in ARCHIVES and name != "synthetic"
+def _kind_of(name: str) -> type[DataKind]:
+    return next(kind for kind in KINDS if kind.recognises(name))
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Source:
     seed: draws the held-out images (and the synthetic ones).
     limit: at most so many of the other training images, drawn by the seed; None is all.
     folder: the data folder for archives; None is the default one.
+    arrays: the data itself, if `name` is `arrays.NAME`.
     """
 
     name: str = "cifar10"
@@ -48,26 +55,28 @@ class Source:
     seed: int = 0
     limit: int | None = None
     folder: Path | None = None
+    arrays: Arrays | None = field(default=None, repr=False)
 
     @property
     def is_archive(self) -> bool:
         """True where the data set is downloaded, not made or found."""
-        return self.name in ARCHIVES
+        return isinstance(self._kind, DownloadedArchive)
 
     @property
     def path(self) -> Path:
         """An archive's data file."""
-        return cache_path(self.name, data_dir(self.folder))
+        assert isinstance(self._kind, DownloadedArchive)
+        return self._kind.path
 
     @property
-    def is_folder(self) -> bool:
-        """True where the data set is a folder of images."""
-        return _is_path(self.name)
+    def is_path(self) -> bool:
+        """Whether the data set is found at a path, so that the same one may lie elsewhere."""
+        return self._kind.is_path
 
     @property
-    def folder_classes(self) -> tuple[str, ...] | None:
-        """The classes of a folder, without decoding an image; None if it is none."""
-        return self._folder.classes if self.is_folder else None
+    def known_classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, if they are known without reading an image."""
+        return self._kind.known_classes()
 
     def check(self) -> tuple[str, ...]:
         """Look for all splits, before work is spent on one of them. Returns what is in a folder and not used, in words.
@@ -75,19 +84,13 @@ class Source:
         Raises DataError if one is missing or has other classes, UsageError on an impossible `val_size`. That each image
         can be read is seen by `load`.
         """
-        remarks = [*self.remarks("train"), *self.remarks("test")]
-        if self.is_folder and (unused := self._folder.unused()):
-            verb = "are" if len(unused) > 1 else "is"
-            remarks.append(
-                f"{self.name}: {listed(unused)} {verb} not used: train and test are, "
-                "and validation images are drawn from train"
-            )
+        remarks = (*self.remarks("train"), *self.remarks("test"), *self._kind.unused())
         self._split()
-        return tuple(remarks)
+        return remarks
 
     def remarks(self, split: Split) -> list[str]:
         """What is in a folder's split and not used, or missing from it without harm, in words. Raises as `check`."""
-        return self._folder.remarks("test" if split == "test" else "train") if self.is_folder else []
+        return self._kind.remarks("test" if split == "test" else "train")
 
     def load(self, split: Split) -> Dataset:
         """Read one split. Raises DataError where it is missing or damaged, UsageError on an impossible `val_size`."""
@@ -107,16 +110,7 @@ class Source:
         description: dict[str, Any] = {"name": locate(self.name), "val_size": self._val_size, "seed": self.seed}
         if self.limit is not None:
             description["limit"] = self.limit
-        if self.is_archive:
-            description["archive_sha256"] = self._from_file(archive_digest)
-        if self.is_folder:
-            description |= {
-                "classes": list(self._folder.classes),
-                "files": {"train": self._folder.fingerprint("train")},
-            }
-            with suppress(DataError):  # training needs a test split (`check`), drawing reconstructions does not
-                description["files"]["test"] = self._folder.fingerprint("test")
-        return description
+        return description | self._kind.describe()
 
     def changes(self, description: Mapping[str, Any], split: Split) -> list[str] | None:
         """How the images that `split` is taken from differ from those of `description`, one of `describe`'s, in words;
@@ -138,7 +132,8 @@ class Source:
             if split != "test" and self._val_size > most:
                 raise ChangedDataError(f"{text}. {self._val_size} images for validation are more than it has to spare")
             return text
-        if changes is None and split != "test" and self.is_folder and _is_path(str(description.get("name"))):
+        described = _kind_of(str(description.get("name")))
+        if changes is None and split != "test" and self.is_path and isinstance(self._kind, described):
             if not allow:
                 self.check_early_split()
             return (
@@ -158,33 +153,50 @@ class Source:
             )
 
     @classmethod
-    def trained_on(cls, description: dict[str, Any], name: str | None, folder: Path | None) -> "Source":
+    def trained_on(
+        cls, description: dict[str, Any], name: str | None, folder: Path | None, arrays: Arrays | None = None
+    ) -> "Source":
         """The data that a weights file describes, with its split; or, where `name` is another, that with the default
-        one, unless it holds the same files at another place.
+        one, unless it holds the same files at another place. arrays: the data, if the name is `arrays.NAME`.
 
         Raises DataError where the description is not one of `describe`'s.
         """
         described = str(description.get("name", "cifar10"))
         found = {key: description.get(key) for key in ("val_size", "seed", "limit")}
         is_valid = all(value is None or type(value) is int for value in found.values())
-        source = cls(name or described, found["val_size"], found["seed"] or 0, found["limit"], folder)
+        source = cls(name or described, found["val_size"], found["seed"] or 0, found["limit"], folder, arrays)
         if name is not None and locate(name) != locate(described):
-            same = is_valid and source.is_folder and source.changes(description, "train") == []
-            return source if same else cls(name, folder=folder)
+            same = is_valid and source.is_path and source.changes(description, "train") == []
+            return source if same else cls(name, folder=folder, arrays=arrays)
         if not is_valid:
-            raise DataError(f"the model describes its data as {found}, which is no data set", hint="name one: --data")
+            raise DataError(
+                f"the model describes its data as {found}, which is no data set",
+                hint="data names one",
+                parameter="data",
+            )
         return source
 
     @property
     def _val_size(self) -> int:
         if self.val_size is not None:
             return self.val_size
+        if (given := self._kind.validation()) is not None:
+            return len(given)
         labels = self._train_labels
         return min(default_val_size(len(labels)), len(labels) - len(labels.unique()))
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Which of the training images are trained on, and which are held out: indices, int64."""
         labels = self._train_labels
+        if (given := self._kind.validation()) is not None:
+            if self._val_size != len(given):
+                raise UsageError(
+                    f"val_size {self.val_size}: {self.name} has {len(given)} images for validation",
+                    parameter="val_size",
+                )
+            held_out = torch.zeros(len(labels), dtype=torch.bool)
+            held_out[given] = True
+            return (~held_out).nonzero().flatten(), given
         if len(labels) == len(labels.unique()):
             raise DataError(
                 f"{self.name}: {len(labels)} training images of as many classes leave none for validation",
@@ -193,38 +205,20 @@ class Source:
         return stratified_split(labels, self._val_size, self.seed)
 
     @cached_property
+    def _kind(self) -> DataKind:
+        if self.arrays is not None:
+            return ArrayData(self.name, seed=self.seed, given=self.arrays)
+        return _kind_of(self.name)(self.name, seed=self.seed, data_dir=self.folder)
+
+    @cached_property
     def _train_labels(self) -> Tensor:
-        return self._folder.labels("train") if self.is_folder else self._all_train.labels
-
-    @cached_property
-    def _folder(self) -> ImageFolder:
-        return ImageFolder(Path(self.name))
-
-    @cached_property
-    def _archive(self) -> tuple[Dataset, Dataset]:
-        return self._from_file(read_cache)
-
-    def _from_file(self, read: Callable[[Path], _T]) -> _T:
-        try:
-            return read(self.path)
-        except FileNotFoundError:
-            raise DataError(
-                f"{self.path}: no such file: {self.name} has not been downloaded",
-                hint=f"cifarctl download --data {self.name}",
-            ) from None
+        labels = self._kind.train_labels()
+        return self._all_train.labels if labels is None else labels
 
     @cached_property
     def _all_train(self) -> Dataset:
-        if self.is_archive:
-            return self._archive[0]
-        if self.name == "synthetic":
-            return draw_synthetic(TRAIN_SIZE, self.seed)
-        return self._folder.read("train")
+        return self._kind.read("train")
 
     @cached_property
     def _test(self) -> Dataset:
-        if self.is_archive:
-            return self._archive[1]
-        if self.name == "synthetic":  # another stream than the training images'
-            return draw_synthetic(TEST_SIZE, self.seed + 1_000_003)
-        return self._folder.read("test")
+        return self._kind.read("test")

@@ -1,14 +1,35 @@
 """Ten learnable classes of drawn shapes: the whole pipeline without a download. A smoke test, no benchmark."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cifarctl.data.dataset import Dataset
+from cifarctl.data.kind import DataKind, Stored
 
 CLASSES = ("disc", "ring", "square", "frame", "triangle", "cross", "bars", "columns", "checks", "dots")
 TRAIN_SIZE, TEST_SIZE = 10_000, 1_000
+
+
+class Synthetic(DataKind):
+    """The drawn shapes. The seed says all of them."""
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:
+        """Whether `name` is "synthetic"."""
+        return name == "synthetic"
+
+    def read(self, split: Stored) -> Dataset:
+        """Draw the split."""
+        if split == "train":
+            return draw_synthetic(TRAIN_SIZE, self.seed)
+        return draw_synthetic(TEST_SIZE, self.seed + 1_000_003)  # another stream than the training images'
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing beside the name and the seed."""
+        return {}
 
 
 @lru_cache(maxsize=2)  # train and val are parts of one drawing, which takes a second

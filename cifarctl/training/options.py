@@ -1,6 +1,7 @@
 """What a training run is asked to do: every option, which of them fit together, and the recipe that they lead to."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from cifarctl import models
-from cifarctl.data import Source, locate
+from cifarctl.data import Arrays, Source, locate
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Device, Precision, select_device, select_precision
 from cifarctl.models.base import Classifier, Model
@@ -61,7 +62,12 @@ class TrainOptions:
     @property
     def source(self) -> Source:
         """The data set and its split."""
-        return Source(self.data, self.val_size, self.seed, self.limit, Path(self.data_dir) if self.data_dir else None)
+        return self.source_of(None)
+
+    def source_of(self, arrays: Arrays | None) -> Source:
+        """The same with the arrays that `data` stands for, if it is their name."""
+        folder = Path(self.data_dir) if self.data_dir else None
+        return Source(self.data, self.val_size, self.seed, self.limit, folder, arrays)
 
     def located(self) -> "TrainOptions":
         """The same options with absolute paths, so that they mean the same from everywhere."""
@@ -87,11 +93,15 @@ class TrainOptions:
         try:
             recipe = recipes.recipe_for(self.model_name, self.recipe, encoder)
         except ValueError as error:
-            raise UsageError(f"--recipe {self.recipe}: {error}") from None
+            raise UsageError(f"recipe {self.recipe}: {error}", parameter="recipe") from None
         try:
             return recipe.changed(self.overrides or {})
         except ValueError as error:
             raise UsageError(f"recipe: {error}", hint="--set FIELD=VALUE, --epochs and their like set them") from None
+
+    def value_of(self, name: str) -> Any:
+        """An option's value, or a field's of the recipe; None if there is none of this name."""
+        return getattr(self, name) if hasattr(self, name) else getattr(self.resolved_recipe, name, None)
 
     @property
     def recipe_values(self) -> dict[str, Any]:
@@ -135,6 +145,39 @@ def assignment(name: str, value: Any) -> str:
     return f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
+# What may be given anew to a resumed run: where files lie, which are compared with the run's, and how to compute.
+_ANEW = frozenset({"data_dir", "device", "precision", "tensorboard"})
+
+
+def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> TrainOptions:
+    """The options that a run was started with, `stored`, for going on with it, but for what may be given anew.
+
+    names: the options, and fields of the recipe, that `given` is meant to say. Raises UsageError if one of them says
+    something else than the run was started with.
+    """
+    if stored.kind != given.kind:
+        raise UsageError(
+            f"resume: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}", parameter="resume"
+        )
+    given, stored = given.located(), stored.located()
+    allowed = set(_ANEW) | {model for model in ("encoder", "teacher") if getattr(stored, model)}
+    if given.source.is_path and stored.source.is_path:
+        allowed.add("data")
+    anew = {}
+    for name in names:
+        now, then = given.value_of(name), stored.value_of(name)
+        if now == then:
+            continue
+        if name not in allowed:
+            raise UsageError(
+                f"{name}: the run was started with {then}",
+                hint="give what it was started with, or start another run",
+                parameter=name,
+            )
+        anew[name] = now
+    return replace(stored, **anew)
+
+
 def _without_effect(options: TrainOptions) -> set[str]:
     """The fields of the recipe that this training does not look at."""
     is_classifier, takes_vectors = options.kind == "classifier", _feature_kind(options.model_name) == "vectors"
@@ -173,11 +216,15 @@ def check(options: TrainOptions) -> None:
     """Raise UsageError on options that cannot go together, before any work is done."""
     kind, name = options.kind, options.model_name
     if name not in models.names(kind):
-        raise UsageError(f"--arch {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
+        raise UsageError(
+            f"arch {name}: no {kind} has this name",
+            hint=f"one of: {', '.join(models.names(kind))}",
+            parameter="arch",
+        )
     if options.teacher and (options.encoder or kind == "autoencoder"):
-        raise UsageError("--teacher: for a classifier of images", hint="leave out --encoder")
+        raise UsageError("teacher: for a classifier of images", hint="leave out the encoder", parameter="teacher")
     if options.finetune and not options.encoder:
-        raise UsageError("--finetune: there is no --encoder to fine-tune")
+        raise UsageError("finetune: there is no encoder to fine-tune", parameter="finetune")
     recipe = options.resolved_recipe
     if idle := sorted(_without_effect(options) & (options.overrides or {}).keys()):
         raise UsageError(f"recipe: {', '.join(idle)}: no use in this training", hint="leave it out")
@@ -188,8 +235,8 @@ def check(options: TrainOptions) -> None:
         with torch.device("meta"):
             model = models.build(name, **{**recipe.model, **_latent_dim(options)})
     except ValueError as error:
-        given = f"--latent-dim {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
-        raise UsageError(f"{given}: {error}") from None
+        given = f"latent_dim {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
+        raise UsageError(f"{given}: {error}", parameter="latent_dim") from None
     except TypeError as error:  # a number where the class expects several, for one
         values = ", ".join(assignment(f"model.{argument}", value) for argument, value in recipe.model.items())
         raise UsageError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cifarctl import models, weights
-from cifarctl.data import Dataset
+from cifarctl.data import Arrays, Dataset, Source
 from cifarctl.data.fingerprint import describe_changes
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import ChangedDataError, Interrupted, RunDirError, TrainingError
@@ -78,9 +78,12 @@ class Finished:
 Event = Started | Encoding | StepDone | EpochDone | Measuring | Finished
 
 
-def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[Event]:
+def train(
+    options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False, arrays: Arrays | None = None
+) -> Iterator[Event]:
     """Run the whole training into the folder `out`, yielding what happens.
 
+    arrays: the data, if `options.data` is `data.arrays.NAME`.
     With `resume`, `options` are those that the run was started with; the data may lie elsewhere, and another device may
     compute. Raises UsageError, RunDirError, DataError (ChangedDataError if it is not the run's data), WeightsError,
     TrainingError, Interrupted, and OSError where a file cannot be written. Under torchrun every process calls this and
@@ -90,11 +93,18 @@ def train(options: TrainOptions, out: Path, *, resume: bool = False, overwrite: 
     options = options.located()
     device = local_device(select_device(options.device))
     with join_ranks(device) as ranks:
-        yield from _train(options, out, device, ranks, resume=resume, overwrite=overwrite)
+        yield from _train(options, out, device, ranks, resume=resume, overwrite=overwrite, arrays=arrays)
 
 
 def _train(
-    options: TrainOptions, out: Path, device: torch.device, ranks: Ranks, *, resume: bool, overwrite: bool
+    options: TrainOptions,
+    out: Path,
+    device: torch.device,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    overwrite: bool,
+    arrays: Arrays | None,
 ) -> Iterator[Event]:
     precision = select_precision(options.precision, device)
     recipe = options.resolved_recipe
@@ -104,7 +114,7 @@ def _train(
     if libraries:
         import_beside(_needed_later(options))
     config_then = RunDir.opened(out).read_config() if resume else {}
-    data = _load(options, config_then, device)
+    data = _load(options.source_of(arrays), config_then, device)
     train_set, val_set = data.train, data.val
     encoder, encoder_sha256 = _given(options.encoder, "autoencoder", config_then.get("encoder_sha256"))
     teacher_path, teacher_sha256 = _given(options.teacher, "classifier", config_then.get("teacher_sha256"))
@@ -208,9 +218,8 @@ class _Data:
     remarks: tuple[str, ...]
 
 
-def _load(options: TrainOptions, config_then: dict[str, Any], device: torch.device) -> _Data:
+def _load(source: Source, config_then: dict[str, Any], device: torch.device) -> _Data:
     """Open and check all splits. config_then: that of the run to resume, if there is one."""
-    source = options.source
     remarks = source.check()
     description = source.describe()
     if config_then:

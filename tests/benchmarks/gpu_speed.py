@@ -36,8 +36,7 @@ def main() -> None:
             run = cifarctl.train_classifier(
                 Path(folder, "run"), recipe=recipe, device="cuda", seed=seed, overwrite=True, **overrides
             )
-            augmented = cifarctl.evaluate(cifarctl.load(run.path), tta=True).metrics["accuracy"]
-            assert isinstance(augmented, float)
+            augmented = cifarctl.evaluate(run.load(), tta=True).metrics["accuracy"]
             rows.append((run.summary["training_seconds"], run.summary["test"]["accuracy"], augmented))
             print(f"{len(rows):>4} {_row(rows[-1])}{'' if len(rows) > 1 else '  (not in the mean)'}", flush=True)
     print(f"mean {_row(tuple(statistics.mean(column) for column in zip(*rows[1:], strict=True)))}")

@@ -53,7 +53,8 @@ def install(
     except OSError as error:
         raise DataError(
             f"{path.parent}: the data folder cannot be written: {error.strerror}",
-            hint="--data-dir DIR names another one",
+            hint="data_dir DIR names another one",
+            parameter="data_dir",
         ) from None
     try:
         if path.exists() and (not replace or _identity(path) != before):
@@ -91,7 +92,9 @@ def _lock(path: Path) -> FileLock:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{path.parent}: the data folder cannot be made: {error.strerror}", hint="--data-dir DIR names another one"
+            f"{path.parent}: the data folder cannot be made: {error.strerror}",
+            hint="data_dir DIR names another one",
+            parameter="data_dir",
         ) from None
     # Other users of the folder must be able to open it too, to wait for it.
     return FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)

@@ -73,5 +73,6 @@ def require_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise DataError(
             f"{folder}: {needed / 1e6:,.0f} MB are needed, and the disk has {free / 1e6:,.0f} MB left",
-            hint="--data-dir DIR names another place",
+            hint="data_dir DIR names another place",
+            parameter="data_dir",
         )

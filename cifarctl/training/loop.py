@@ -3,12 +3,11 @@
 import hashlib
 import time
 from bisect import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Precision, autocast, memory_format
 from cifarctl.models.base import Model
-from cifarctl.training.checkpoint import Record, TrainingState, load_checkpoint, save_checkpoint
+from cifarctl.training.checkpoint import Checkpoint, Record, TrainingState
 from cifarctl.training.cuda_graph import CapturedStep
-from cifarctl.training.failures import attempted, check_finite
+from cifarctl.training.failures import attempted, check_finite, finite_metrics
 from cifarctl.training.objectives import Objective
 from cifarctl.training.optim import build_optimizer, keep_rates_on, learning_rate_factor, set_learning_rate
 from cifarctl.training.recipes import Recipe
@@ -93,28 +92,28 @@ def fit(
     *,
     seed: int,
     precision: Precision,
-    checkpoint: Path,
+    checkpoint: Path | Checkpoint,
     ranks: Ranks = ALONE,
-    data: Mapping[str, Any] | None = None,
 ) -> Iterator[Encoding | StepDone | EpochDone | Fitted]:
     """Train `model` in place and leave the best epoch's weights (by `objective.metric` on `val`) in it. The last event
     is Fitted.
 
     The state is saved to `checkpoint` after every epoch (on a GPU, if the last time was five seconds ago), every minute
     inside one, and on SIGINT and SIGTERM; if that file exists, training goes on from it and ends with the same bits as
-    without the break. Batches, augmentation and dropout depend on (seed, step, rank) alone. data: what
-    `Source.describe` says of it; a checkpoint of other data is refused. Each of several `ranks` takes its share of
-    every batch, and the first one saves. Raises Interrupted after a signal, TrainingError where a step fails or the
-    loss is not finite, OSError where the checkpoint cannot be written, ProcessLostError where another rank has ended.
+    without the break. Batches, augmentation and dropout depend on (seed, step, rank) alone. Each of several `ranks`
+    takes its share of every batch, and the first one saves. Raises Interrupted after a signal, TrainingError where a
+    step fails or the loss or a metric is not finite, RunDirError where the checkpoint is damaged or of another run,
+    OSError where it cannot be written, ProcessLostError where another rank has ended.
     """
     device = train.images.device
     model = model.to(memory_format=memory_format(device))
     optimizer = build_optimizer(model, recipe)
     state = TrainingState(loss_sum=torch.zeros((), device=device))
-    if ranks.from_main(checkpoint.exists()):
-        if not checkpoint.exists():
-            raise RunDirError(f"{checkpoint}: only the first process sees it", hint="machines share the run's folder")
-        state = load_checkpoint(checkpoint, model, optimizer, device, data)
+    saves = Checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    if ranks.from_main(saves.exists()):
+        if not saves.exists():
+            raise RunDirError(f"{saves.path}: only the first process sees it", hint="machines share the folder")
+        state = saves.load(model, optimizer, device)
     elif recipe.ema:
         state.ema = _copy(model)
 
@@ -174,7 +173,7 @@ def fit(
         started = time.perf_counter()
         state.scaler = scaler.state_dict()  # reading it waits for a GPU, so not at every step
         if ranks.is_main:
-            save_checkpoint(checkpoint, state, model, optimizer, data)
+            saves.save(state, model, optimizer)
         saved = time.perf_counter()
         writing = saved - started
 
@@ -185,7 +184,7 @@ def fit(
 
     def validated(epoch: int, **measured: float) -> EpochDone:
         with _weights(model, state.ema):
-            metrics = objective.validate(val, precision, ranks)
+            metrics = finite_metrics(partial(objective.validate, val, precision, ranks), state.step, steps)
             value = metrics[objective.metric]
             # `>=`: of equally good epochs the later one, which has seen more.
             if is_best := value >= state.best_metric:
@@ -237,7 +236,7 @@ def fit(
                     check_finite(state.loss_sum.item(), state.step, steps)  # what is saved must be worth resuming
                     save()
                     if requested != _SAVE:
-                        raise interrupted(int(requested), state.step, steps, checkpoint)
+                        raise interrupted(int(requested), state.step, steps, saves.path)
 
             agree()
             images_per_second = (steps_an_epoch - first) * batch_size / (state.seconds - seconds_before)
@@ -251,7 +250,7 @@ def fit(
             if (requested := int(ranks.average([state.loss_sum], request()))) > _SAVE:
                 if not done.is_saved:
                     save()
-                raise interrupted(requested, state.step, steps, checkpoint)
+                raise interrupted(requested, state.step, steps, saves.path)
     final = state.ema or _copy(model)
     model.load_state_dict(state.best)
     yield Fitted(state.history, state.best_epoch, final)

@@ -259,22 +259,22 @@ class TestAugmentation:
     def test_an_affine_change_leaves_the_rest_of_the_images_alone(self) -> None:
         torch.manual_seed(0)
         images = self.images.float() / 255
-        moved = random_affine(images, scale=1.25, degrees=15, shear=0.15, part=0.5)
+        moved = random_affine(images, scale=1.25, degrees=15, shear=0.15, fraction=0.5)
         same = (moved == images).flatten(1).all(1)
         assert same.tolist() == [False] * 32 + [True] * 32
         assert moved.min() >= 0
         assert moved.max() <= 1
-        assert torch.equal(random_affine(images, 1.25, 15, 0.15, part=0.0), images)
+        assert torch.equal(random_affine(images, 1.25, 15, 0.15, fraction=0.0), images)
 
     def test_an_affine_change_of_nothing_is_the_image(self) -> None:
         images = self.images.float() / 255
-        assert torch.allclose(random_affine(images, 1.0, 0, 0, part=1.0), images, atol=1e-4)
+        assert torch.allclose(random_affine(images, 1.0, 0, 0, fraction=1.0), images, atol=1e-4)
 
     def test_a_zoom_by_two_makes_a_disc_four_times_as_large(self) -> None:
         torch.manual_seed(0)
         y, x = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="ij")
         disc = (x * x + y * y < 36).float().expand(300, 3, 32, 32)
-        areas = random_affine(disc, scale=2.0, degrees=0, shear=0, part=1.0)[:, 0].sum((1, 2))
+        areas = random_affine(disc, scale=2.0, degrees=0, shear=0, fraction=1.0)[:, 0].sum((1, 2))
         ratio = areas / disc[0, 0].sum()
         assert ratio.min() < 0.6  # not a quarter: what is outside is reflected
         assert 2.8 < ratio.max() < 4.5

@@ -253,8 +253,8 @@ def test_transforms_of_filters_are_kept_until_the_filters_change(monkeypatch: py
     def check(conv: Conv3x3 = conv, x: torch.Tensor = x) -> torch.Tensor:
         with torch.inference_mode():
             assert torch.allclose(conv(x), F.conv2d(x, conv.weight, padding=1), rtol=1e-4, atol=1e-4)
-        assert conv._kept is not None
-        return conv._kept[1]
+        assert conv._cached_filters is not None
+        return conv._cached_filters[1]
 
     kept = check()
     assert check() is kept
@@ -262,7 +262,7 @@ def test_transforms_of_filters_are_kept_until_the_filters_change(monkeypatch: py
     check(copy.deepcopy(conv))
     optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
     conv(x).sum().backward()
-    assert conv._kept is None
+    assert conv._cached_filters is None
     check()
     optimizer.step()
     check()

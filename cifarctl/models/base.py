@@ -1,4 +1,4 @@
-"""What every model of a kind can do. Inputs are uint8 or float in [0, 1], (N, 3, 32, 32); normalisation is inside."""
+"""The interfaces of models. Inputs are uint8 or float in [0, 1], (N, 3, 32, 32); models normalise them themselves."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 
 from cifarctl.models.layers import check_range
 
-# Of a probability that smoothing alone explains, what is left of it.
+# The fraction that is kept of a probability that label smoothing alone explains.
 _FLOOR = 0.01
 
 
 class Model(nn.Module, ABC):
     """Any model of the registry.
 
-    useful_untrained: True if `initialize` alone makes a model worth keeping, which training then starts from.
-    variant: which of several ways through the model a training step takes; None draws one with `draw_variant`.
+    useful_untrained: whether `initialize` alone makes a model that is worth keeping; training starts from it.
+    variant: which of several paths through the model a training step takes; None draws one with `draw_variant`.
     """
 
     useful_untrained: ClassVar[bool] = False
     variant: int | None = None
 
     def draw_variant(self) -> int:
-        """A way through the model for one training step, drawn on the CPU; a CUDA graph holds the operations of one."""
+        """Draw a path through the model for one training step, on the CPU: each path gets a CUDA graph of its own."""
         return 0
 
     def initialize(self, images: Tensor) -> None:
-        """Set what has a closed form from training images, uint8 (N, 3, 32, 32), before the first step."""
+        """Compute the weights that have a closed form, from training images uint8 (N, 3, 32, 32), before training."""
 
 
 class Autoencoder(Model):
@@ -44,7 +44,7 @@ class Autoencoder(Model):
     def decode(self, z: Tensor) -> Tensor:
         """Latents (N, latent_dim) -> images, float (N, 3, 32, 32) in [0, 1].
 
-        In training mode they may leave [0, 1], since a clamp has no gradient outside.
+        In training mode values may be outside [0, 1], since a clamp has no gradient there.
         """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ class Autoencoder(Model):
 class Classifier(Model):
     """`forward`: images -> logits, float (N, classes).
 
-    Outside training they are `calibrated`: that changes no prediction, but makes their softmax as confident as the
-    model is right. temperature, smoothing: buffers for it, set after training (`training.calibration`).
+    Outside training mode they are `calibrated`: predictions stay the same, but their confidence matches the accuracy.
+    temperature, smoothing: the buffers for that, set after training (`training.calibration`).
 
-    encoder: the autoencoder whose latents are all that the model knows of an image; None for the pixels.
+    encoder: the autoencoder through whose latents the model sees an image; None if it sees the pixels.
     feature_kind: what `features` returns: images, (N, 3, H, W), whose size may vary, or vectors, (N, D).
     """
 
@@ -74,22 +74,22 @@ class Classifier(Model):
         self.encoder = encoder
 
     def features(self, x: Tensor) -> Tensor:
-        """Images -> what `classify` sees of them: the images themselves, or their reconstructions, (N, 3, H, W)."""
+        """Images -> the input of `classify`: the images themselves or their reconstructions, (N, 3, H, W)."""
         return x if self.encoder is None else self.encoder(x)
 
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
-        """Features -> logits as they are trained."""
+        """Features -> logits before calibration, float (N, classes)."""
 
     def train(self, mode: bool = True) -> Self:
-        """The autoencoder stays as it is in use, also where it is fine-tuned: there is no other way to be right."""
+        """Set the mode; the autoencoder stays in evaluation mode, even while it is fine-tuned."""
         super().train(mode)
         if self.encoder is not None:
             self.encoder.eval()
         return self
 
     def calibrated(self, logits: Tensor) -> Tensor:
-        """Logits as they are trained -> as they are in use, float (N, classes)."""
+        """Logits before calibration -> after it, float (N, classes)."""
         return calibrated(logits, self.temperature, self.smoothing)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,21 +97,20 @@ class Classifier(Model):
         return logits if self.training else self.calibrated(logits)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # Files of version 0.2 and before have none.
+        # Weights files of version 0.2 and before have no smoothing.
         state_dict.setdefault(f"{prefix}smoothing", torch.zeros_like(state_dict[f"{prefix}temperature"]))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def calibrated(logits: Tensor, temperature: Tensor, smoothing: Tensor) -> Tensor:
-    """Logits as they are trained, float (N, C) -> logits whose softmax is the probability of each class, in the same
-    order.
+    """Calibrate logits, float (N, C) -> (N, C): their softmax then estimates probabilities; the order stays the same.
 
-    The softmax of the logits over the temperature is taken for probabilities p that training has smoothed, to
-    (1 - smoothing) p + smoothing / C. Those that would be negative without the smoothing stay a little above zero.
+    The softmax of logits / temperature is assumed to be (1 - smoothing) p + smoothing / C, as label smoothing trains
+    it, and is solved for p. Values of p that would be negative stay a little above zero.
     """
     scaled = logits / temperature
     logs = scaled.to(torch.promote_types(scaled.dtype, torch.float32)).log_softmax(-1)
     smoothed = logs.exp()
     likely = smoothed - smoothing / logits.shape[-1]
     logs = torch.where(likely > 0, (likely + _FLOOR * smoothed).log(), logs + math.log(_FLOOR))
-    return torch.where(smoothing > 0, logs, scaled)  # a GPU would wait for an `if`
+    return torch.where(smoothing > 0, logs, scaled)  # an `if` would make a GPU wait

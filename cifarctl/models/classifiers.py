@@ -16,17 +16,15 @@ Pool = Literal["max", "max+mean"]
 
 
 class Airbench(Classifier):
-    """A frozen whitening layer, three groups of 3×3 convolutions, one linear layer. Images may have any side of 16
-    pixels or more.
+    """A frozen whitening layer, three groups of 3×3 convolutions, one linear layer, for images of 16×16 pixels or more.
 
-    classes: how many logits. widths: channels of the three groups. depth: convolutions in each, or in all of them.
-    whiten_bias: whether the whitening layer has one; while it is trained, a step takes 5 % longer, since nothing else
-    before the first group needs a gradient. pool: over all positions, before the linear layer: the largest value, or
-    the sum of the largest and the mean. encoder: see Classifier; the images are then those that the autoencoder decodes
-    from its latents.
+    classes: the number of logits. widths: channels of the three groups. depth: convolutions per group, one number for
+    all groups or one for each. whiten_bias: whether the whitening layer has a bias; training it makes a step 5 %
+    longer. pool: over all positions, before the linear layer: the maximum, or the sum of maximum and mean.
+    encoder: see Classifier; the images are then those that the autoencoder decodes from its latents.
 
-    The architecture is that of airbench94 (depth 2) and airbench96 (depth 3) with SiLU for GELU (1440 -> 1470 images/s
-    on two Xeon cores): Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv:2404.00498).
+    The architecture is that of airbench94 (depth 2) and airbench96 (depth 3), with SiLU instead of GELU, which is
+    faster: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024 (arXiv:2404.00498).
     """
 
     def __init__(
@@ -56,18 +54,19 @@ class Airbench(Classifier):
             nn.init.zeros_(self.whiten.bias)
         self.groups = nn.Sequential(*(_Group(*args) for args in zip((24, first, second), widths, depths, strict=True)))
         self.head = nn.Linear(third, classes, bias=False)
-        # A deviation of one. Computing it, as airbench does, would import the compiler where a model is built from a
-        # file, on the meta device: 1.3 s.
+        # A standard deviation of one. To compute it on the meta device, as airbench does, would import the compiler
+        # whenever a weights file is loaded: 1.3 s.
         nn.init.uniform_(self.head.weight, -math.sqrt(3), math.sqrt(3))
 
     def initialize(self, images: Tensor) -> None:
-        """Make the first layer whiten 2×2 patches: their covariance's eigenvectors over the square roots of its
-        eigenvalues, and the same negated, so that the SiLU after it loses nothing."""
+        """Make the first layer whiten 2×2 patches: its filters are the eigenvectors of their covariance over the square
+        roots of the eigenvalues, and the same negated, so that the SiLU after it loses no information.
+        """
         with torch.no_grad():
             sample = torch.cat([self.normalize(self.features(chunk)) for chunk in images[:5000].split(500)])
         sample = sample.to(algebra_device(sample.device))
         patches = sample.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
-        covariance = (patches.T @ patches / len(patches)).cpu()  # a GPU's library would be loaded for this alone
+        covariance = (patches.T @ patches / len(patches)).cpu()  # no need to load a GPU's solver for 12 × 12 values
         eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T.reshape(12, 3, 2, 2)
         with torch.no_grad():
@@ -89,7 +88,7 @@ class _Group(nn.Module):
     """Convolution, pool, norm, SiLU, then `depth - 1` times convolution, norm, SiLU: (N, C, H, W) ->
     (N, D, H // 2, W // 2).
 
-    From the third convolution on, what comes out of the pool's SiLU is added before the last SiLU.
+    If there are three convolutions or more, the first SiLU's output is added before the last SiLU.
     """
 
     def __init__(self, in_channels: int, out_channels: int, depth: int) -> None:
@@ -99,11 +98,11 @@ class _Group(nn.Module):
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(_shift_norm(out_channels) for _ in range(depth))
         for conv in convs:
-            # The first filters pass their input through, so that the net starts as a shallow one.
+            # The first filters copy their input, so that the net starts as a shallow one.
             nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor, filters: Sequence[Tensor | None] = ()) -> Tensor:
-        """filters: each convolution's weight as it is to be used, or nothing."""
+        """filters: each convolution's weight, already cast, or None for its own."""
         weights = filters or [None] * len(self.convs)
         first = x = norm_silu(self._norm(0), self.convs[0](x, weights[0]), pool=self.pool)
         last = len(self.convs) - 1
@@ -119,16 +118,16 @@ class _Group(nn.Module):
 
 
 def _shift_norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalisation that learns an offset but no scale: the scales of the filters are Muon's to set."""
+    """Batch normalisation that learns an offset but no scale."""
     norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.2)
     norm.weight.requires_grad = False
     return norm
 
 
 class MLP(Classifier):
-    """Fully connected layers on an autoencoder's latents, or on the pixels themselves.
+    """Fully connected layers on an autoencoder's latents, or on the pixels if there is no encoder.
 
-    classes: how many logits. hidden: widths of the hidden layers. dropout: after each of them.
+    classes: the number of logits. hidden: widths of the hidden layers. dropout: its probability, after each of them.
     encoder: see Classifier.
     """
 
@@ -164,7 +163,7 @@ class MLP(Classifier):
         return self.head((features - self.latent_mean) / self.latent_std)
 
     def initialize(self, images: Tensor) -> None:
-        """Standardise each latent to the training images' mean and deviation."""
+        """Set the mean and deviation by which `classify` standardises each feature, from 5,000 training images."""
         with torch.no_grad():
             latents = torch.cat([self.features(chunk).float() for chunk in images[:5000].split(500)])
             self.latent_mean.copy_(latents.mean(0))

@@ -1,4 +1,4 @@
-"""Layers of a classifier that a GPU takes several of at once in training, in Triton, and elsewhere one by one."""
+"""Layers of a classifier that training on a GPU fuses into Triton kernels, and that run one by one elsewhere."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,9 @@ def norm_silu(
     """`F.silu(norm(pool(x)) + residual)`, without the pool or the residual if they are None: float (N, C, H, W) ->
     (N, C, H', W').
     """
-    # The kernels know a learned offset, but no learned scale. A single image is left to PyTorch's checks.
-    usual = norm.affine and not norm.weight.requires_grad and norm.track_running_stats and norm.momentum is not None
-    if usual and len(x) > 1 and _trains_with_kernels(norm, x):
+    # The kernels support a learned offset, but no learned scale. PyTorch raises its own error on a single image.
+    supported = norm.affine and not norm.weight.requires_grad and norm.track_running_stats and norm.momentum is not None
+    if supported and len(x) > 1 and _trains_with_kernels(norm, x):
         from cifarctl.models.triton_norm import TritonNormSiLU
 
         fused: Tensor = TritonNormSiLU.apply(x, norm.weight, norm.bias, norm, residual, pool is not None)
@@ -41,8 +41,8 @@ def whiten_silu(normalize: Normalize, conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def cast_for_autocast(weights: Sequence[Tensor]) -> list[Tensor | None]:
-    """What autocast on a GPU would make of each weight in training, in one kernel, and their gradients in another; None
-    for each if it is left to autocast, or there is none.
+    """Cast all weights to autocast's type in one kernel, and their gradients back in another, when training on a GPU
+    under autocast. Elsewhere None for each weight: the layers then cast their own, if that is needed.
     """
     device = weights[0].device
     if device.type == "cuda" and torch.is_autocast_enabled("cuda") and torch.is_grad_enabled():
@@ -68,7 +68,7 @@ class _CastTogether(torch.autograd.Function):
 
 
 def _trains_with_kernels(layer: nn.Module, x: Tensor) -> bool:
-    """Whether `layer` is trained on a GPU that runs kernels in Triton, with values of a type that they take."""
+    """Whether `layer` is being trained on a GPU that runs Triton kernels, with values of a type that they support."""
     return (
         x.device.type == "cuda"
         and layer.training

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarctl.hardware import can_build_kernels, memory_format
-from cifarctl.models.fourier import FourierConv, fourier_conv, fourier_conv_pays, parts, transform_filters
+from cifarctl.models.fourier import FourierConv, chunks, fourier_conv, fourier_conv_pays, transform_filters
 
 
 def check_range(**values: tuple[int, int, int]) -> None:
@@ -25,17 +25,17 @@ def check_range(**values: tuple[int, int, int]) -> None:
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution, stride 1, same size, that a CPU works out fast: all of it or, with AMX, its gradients.
+    """A 3×3 convolution, stride 1, same size, with faster methods for CPUs: for all of it or, with AMX, its gradients.
 
     forward: float (N, in_channels, H, W) -> (N, out_channels, H, W), channels last in memory.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
-        self._kept: tuple[object, Tensor] | None = None
+        self._cached_filters: tuple[object, Tensor] | None = None
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """weight: to be used for the layer's own, where it is cast already."""
+        """weight: the layer's own, if it has been cast already."""
         if weight is not None:
             return self._conv_forward(x, weight, self.bias)
         if x.device.type != "cpu":
@@ -44,7 +44,7 @@ class Conv3x3(nn.Conv2d):
             x = x.to(torch.get_autocast_dtype("cpu"))
         if fourier_conv_pays(x, self.weight):
             if torch.is_grad_enabled():
-                self._kept = None  # the weight is about to change
+                self._cached_filters = None  # the weight is about to change
                 y: Tensor = FourierConv.apply(x, self.weight.to(x.dtype))
             else:
                 y = fourier_conv(x, self._filters(x.shape[-1], x.dtype))
@@ -56,25 +56,23 @@ class Conv3x3(nn.Conv2d):
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
     def _filters(self, side: int, dtype: torch.dtype) -> Tensor:
-        """The weight's transforms, (R, O, I), kept for the next batch until the weight changes.
-
-        Made anew for every batch of 128, they took a tenth of `predict`'s time on two EPYC cores with AVX512-BF16.
-        Those of the pretrained classifier have 93 MB there, and 186 MB in fp32.
+        """The weight's transforms, (R, O, I), cached until the weight changes: computing them for every batch took a
+        tenth of `predict`'s time.
         """
         if self.weight.is_inference():  # such tensors do not count their changes
             return transform_filters(self.weight.to(dtype), side)
-        made_of = (side, dtype, self.weight.data_ptr(), self.weight._version)
-        kept = self._kept  # once: threads that predict share the model
-        if kept is None or kept[0] != made_of:
-            kept = self._kept = (made_of, transform_filters(self.weight.to(dtype), side))
-        return kept[1]
+        key = (side, dtype, self.weight.data_ptr(), self.weight._version)
+        cached = self._cached_filters  # read once, since threads that predict share the model
+        if cached is None or cached[0] != key:
+            cached = self._cached_filters = (key, transform_filters(self.weight.to(dtype), side))
+        return cached[1]
 
 
 class _SideBySideConv(torch.autograd.Function):
-    """oneDNN's bf16 weight gradient is slow where an image row is short (256 channels at 7×7: 0.65 TFLOP/s of 2.0).
-    Laying several images side by side, a column of zeros between them, gives the same sums from long rows: 256->256,
-    batch 256, copies included, 22.5 -> 10.1 ms at 7×7 and 13.2 -> 4.0 ms at 3×3 on two Xeon cores with AMX.
-    In fp32 it costs: batch 512, 258 -> 502 ms and 85 -> 119 ms on two EPYC cores with AVX2. `FourierConv` comes first.
+    """A 3×3 convolution whose bf16 weight gradient is computed on images laid side by side.
+
+    oneDNN's is slow if an image row is short. Several images in one row, with a column of zeros between them, give the
+    same sums from long rows, in less than half the time at 7×7 with AMX. In fp32 it would be slower.
     """
 
     @staticmethod
@@ -95,17 +93,15 @@ class _SideBySideConv(torch.autograd.Function):
         return grad_x, grad_weight
 
 
-def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
+def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool]) -> tuple[Tensor, Tensor]:
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*wanted, False]
+        grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [*needed, False]
     )
     return grad_x, grad_weight
 
 
 def _side_by_side(x: Tensor, count: int) -> Tensor:
-    """(N, C, H, W) -> (N / count, C, H, count · (W + 1)), the last column of each image zero; channels last in
-    memory.
-    """
+    """(N, C, H, W) -> (N / count, C, H, count · (W + 1)), with a column of zeros after each image, channels last."""
     n, c, h, w = x.shape
     rows = x.new_empty(n // count, h, count, w + 1, c)
     rows[:, :, :, w] = 0
@@ -115,12 +111,11 @@ def _side_by_side(x: Tensor, count: int) -> Tensor:
 
 class MaxPool2x2(nn.Module):
     """Max-pooling by two, as `F.max_pool2d(x, 2)`: float (N, C, H, W) -> (N, C, H // 2, W // 2), channels last in
-    memory. Of equal values, one gets the gradient.
+    memory. Among equal values, one gets the gradient.
 
-    For training on a CPU it is built of vectorised comparisons instead, with a gradient that is written once into
-    memory that the next step uses again, where PyTorch's fills a fresh tensor with zeros and scatters into it: 1205 ->
-    1290 images/s for the whole training step of the classifier on two Xeon cores. For training on a GPU it is
-    `triton_pool`'s, where that can be built.
+    Training on a CPU uses vectorised comparisons and writes the gradient into a buffer that every step reuses; PyTorch
+    fills a new tensor with zeros and scatters into it, and a training step takes 7 % longer. Training on a GPU uses
+    `triton_pool`, if it can be built.
     """
 
     def __init__(self) -> None:
@@ -134,7 +129,7 @@ class MaxPool2x2(nn.Module):
             fused = _gpu_pool(x.device)
             return fused(x) if fused else F.max_pool2d(x, 2)
         if self._grad is None or self._grad.shape != x.permute(0, 2, 3, 1).shape or self._grad.dtype != x.dtype:
-            # Zeros: an odd last row or column is in no window, and no step writes to it.
+            # Zeros, since no step writes to an odd last row or column: they are in no window.
             self._grad = torch.zeros_like(x.permute(0, 2, 3, 1), memory_format=torch.contiguous_format)
         y: Tensor = _MaxPool2x2.apply(x, self._grad)
         return y
@@ -142,25 +137,23 @@ class MaxPool2x2(nn.Module):
 
 @functools.cache
 def _gpu_pool(device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """`triton_pool`'s, or None where it does not run."""
+    """`triton_pool`'s function, or None if it does not run on the device."""
     if device.type != "cuda" or not can_build_kernels():
         return None
     try:
         from cifarctl.models.triton_pool import TritonMaxPool2x2
 
         TritonMaxPool2x2.apply(torch.zeros(1, 1, 2, 2, device=device))
-    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):  # the GPU is too old for it, for one
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):  # for example on a GPU that is too old
         return None
     return TritonMaxPool2x2.apply
 
 
 class _MaxPool2x2(torch.autograd.Function):
-    """Two choices, between rows and between columns, each kept as a mask of ones and zeros.
+    """The maximum of each pair of rows, then of each pair of columns; a mask of ones and zeros keeps each choice.
 
-    Which value was chosen is seen, and the gradient passed on, by the floats' bits as integers: times one, less itself,
-    or unchanged less nothing, they are the same numbers, and bf16 need not be widened for it. With parts of the batch
-    small enough for what lies between two choices to stay in the caches: 16.1 -> 10.3 ms for 256 channels at 15×15,
-    batch 512, bf16, on two EPYC cores.
+    Masks act on the floats' bit patterns, as integers: multiplying by one or zero and subtracting from itself or from
+    the whole are exact, and bf16 needs no conversion. Chunks of the batch keep the intermediate values in the cache.
     """
 
     @staticmethod
@@ -169,13 +162,13 @@ class _MaxPool2x2(torch.autograd.Function):
         n, h, w, c = x.shape
         y = x.new_empty(n, h // 2, w // 2, c)
         is_left, is_top = _bits(torch.empty_like(y)), _bits(x.new_empty(n, h // 2, w // 2 * 2, c))
-        for part, y_part, is_left_part, is_top_part in parts(x, y, is_left, is_top, mebibytes=8):
-            top, bottom = _row_pairs(part)
+        for x_chunk, y_chunk, left_mask, top_mask in chunks(x, y, is_left, is_top, mebibytes=8):
+            top, bottom = _row_pairs(x_chunk)
             rows = torch.maximum(top, bottom)
-            torch.eq(_bits(rows), _bits(top), out=is_top_part)
+            torch.eq(_bits(rows), _bits(top), out=top_mask)
             left, right = rows[:, :, 0::2], rows[:, :, 1::2]
-            torch.maximum(left, right, out=y_part)
-            torch.eq(_bits(y_part), _bits(left), out=is_left_part)
+            torch.maximum(left, right, out=y_chunk)
+            torch.eq(_bits(y_chunk), _bits(left), out=left_mask)
         ctx.save_for_backward(is_top, is_left)
         ctx.grad_x = grad_x
         return y.permute(0, 3, 1, 2)
@@ -184,12 +177,12 @@ class _MaxPool2x2(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         is_top, is_left = ctx.saved_tensors
         grad_x, grad = _bits(ctx.grad_x), _bits(grads[0].permute(0, 2, 3, 1))
-        for part, grad_part, is_left_part, is_top_part in parts(grad_x, grad, is_left, is_top, mebibytes=8):
-            rows = torch.empty_like(is_top_part)
-            left = torch.mul(grad_part, is_left_part, out=rows[:, :, 0::2])
-            torch.sub(grad_part, left, out=rows[:, :, 1::2])
-            top, bottom = _row_pairs(part)
-            torch.mul(rows, is_top_part, out=top)
+        for x_chunk, y_chunk, left_mask, top_mask in chunks(grad_x, grad, is_left, is_top, mebibytes=8):
+            rows = torch.empty_like(top_mask)
+            left = torch.mul(y_chunk, left_mask, out=rows[:, :, 0::2])
+            torch.sub(y_chunk, left, out=rows[:, :, 1::2])
+            top, bottom = _row_pairs(x_chunk)
+            torch.mul(rows, top_mask, out=top)
             torch.sub(rows, top, out=bottom)
         return ctx.grad_x.permute(0, 3, 1, 2), None
 
@@ -200,19 +193,18 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def _row_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, H, W, C) -> its even and its odd rows, as views, without an odd last row or column."""
+    """(N, H, W, C) -> its rows of even and of odd index, as views, without an odd last row or column."""
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     return x[:, 0:height:2, :width], x[:, 1:height:2, :width]
 
 
 class Normalize(nn.Module):
-    """Pixels to floats: uint8 or float in [0, 1], (N, 3, 32, 32) -> float (N, 3, 32, 32), less `mean`, over `std`, per
-    channel.
+    """Per channel, pixels minus `mean`, over `std`: uint8 or float in [0, 1], (N, 3, H, W) -> float (N, 3, H, W).
 
-    Both are buffers, so they travel with the weights and no caller can forget them.
+    Both are buffers, so that weights files hold them and no caller can forget them.
     """
 
-    # CIFAR-10's training images, per channel, from their pixels in [0, 1].
+    # The defaults are those of CIFAR-10's training images, with pixels in [0, 1].
     def __init__(
         self,
         mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465),

@@ -7,13 +7,14 @@ from cifarctl.hardware import algebra_device
 
 
 def fit_pca(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 3, 32, 32) -> (mean, components), float32 (3072,) and (3072, 3072), components in columns, the
-    largest variance first, on the images' device. Pixels are in [0, 1]."""
+    """Images uint8 (N, 3, 32, 32) -> mean (3072,) and components (3072, 3072), float32, of pixels scaled to [0, 1], on
+    the images' device. Components are columns, that of the largest variance first.
+    """
     device, images = images.device, images.to(algebra_device(images.device))
     covariance = torch.zeros(3072, 3072, device=images.device)
     total = torch.zeros(3072, device=images.device)
     for chunk in images.split(5000):
-        # Around mid-grey, so that float32 sums keep their digits.
+        # Centred at mid-grey, so that float32 sums keep their precision.
         pixels = chunk.flatten(1).float() / 255 - 0.5
         covariance += pixels.T @ pixels
         total += pixels.sum(0)
@@ -23,8 +24,8 @@ def fit_pca(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pca_reconstruct(train_images: Tensor, images: Tensor, dim: int) -> Tensor:
-    """What the first `dim` components fitted on `train_images` leave of `images`: float32 (N, 3, 32, 32), clamped to
-    [0, 1], as a model's reconstructions are. Both are uint8 (N, 3, 32, 32).
+    """Reconstruct `images` from their first `dim` principal components, fitted on `train_images`: both uint8
+    (N, 3, 32, 32) -> float32 (N, 3, 32, 32), clamped to [0, 1] as a model's reconstructions are.
     """
     mean, components = fit_pca(train_images)
     components = components[:, :dim]

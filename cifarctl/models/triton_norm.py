@@ -1,11 +1,11 @@
-"""What lies between two convolutions in training, for a GPU, in Triton: [2×2 max-pool ->] batch norm [-> + residual] ->
-SiLU.
+"""The layers between two convolutions, for training on a GPU, in Triton: [2×2 max-pool ->] batch norm [-> + residual]
+-> SiLU.
 
-Each of PyTorch's operations there reads its input from memory and writes its output back; these read and write once
-for the statistics and once for the values, forward as backward. In bytes, that is 60 to 70 % of PyTorch's.
+Each of PyTorch's operations reads its input from memory and writes its output back. These kernels go through memory
+once for the statistics and once for the values, forward and backward, and move 60 to 70 % of the bytes.
 
-Below, a row is what one pixel of one image has in all channels, and lies together in memory. Sums over rows are made
-in two steps, each program's and then those of all programs, always in the same order: no atomic additions.
+A row is the values of one pixel of one image in all channels, which are neighbours in memory. Sums over rows are
+computed in two steps, per program and then over all programs, always in the same order: no atomic additions.
 """
 
 from typing import Any
@@ -24,19 +24,19 @@ from cifarctl.models.triton_norm_kernels import (
     sum_values,
 )
 
-# Of one program at a time. 64 channels in bf16 are one line of an H100's cache.
+# The channels and rows that one program handles at a time. 64 channels in bf16 are one line of an H100's cache.
 _CHANNELS = 64
 _SUM_ROWS, _MAP_ROWS = 32, 64
-# Programs that share a sum: eight on each multiprocessor of an H100. The same on every GPU, so that sums are too.
+# Programs that share a sum, the same number on every GPU, so that all compute the same sums.
 _PROGRAMS = 1024
 
 
 class TritonNormSiLU(torch.autograd.Function):
-    """`F.silu(norm(F.max_pool2d(x, 2) if pool else x) + residual)`, and the norm's running statistics.
+    """`F.silu(norm(F.max_pool2d(x, 2) if pool else x) + residual)`; it updates the norm's running statistics.
 
-    x: float (N, C, H, W), best channels last in memory. weight, bias: the norm's, (C,); `weight` gets no gradient.
-    norm: in training mode, with running statistics and a momentum. residual: of the result's shape and of the type of
-    x, or None. -> of the type of x, (N, C, H', W'), channels last; arithmetic is in float32.
+    x: float (N, C, H, W), fastest with channels last in memory. weight, bias: the norm's, (C,); `weight` gets no
+    gradient. norm: in training mode, with running statistics and a momentum. residual: None, or of the result's shape
+    and the type of x. Returns the type of x, (N, C, H', W'), channels last; arithmetic is in float32.
     """
 
     @staticmethod
@@ -73,7 +73,7 @@ class TritonNormSiLU(torch.autograd.Function):
         n, h, w, c = ctx.shape
         rows, splits, split_rows = _shares(values)
         partial, means = _float_pair(grad, c, splits), _float_pair(grad, c)
-        # Of what SiLU is taken of, which the residual is a part of.
+        # The gradient of SiLU's input, and so of the residual too.
         grad_sum = None if residual is None else torch.empty_like(grad)
         grid, sizes = (triton.cdiv(c, _CHANNELS), splits), (rows, split_rows, splits, c)
         sum_gradients[grid](grad, *known, residual, grad_sum, partial, *sizes, _SUM_ROWS, _CHANNELS)
@@ -98,7 +98,9 @@ def _float_pair(x: Tensor, *size: int) -> Tensor:
 
 
 def _shares(x: Tensor) -> tuple[int, int, int]:
-    """How rows are summed, (N, H, W, C) -> rows, parts, rows of a part. No part is empty."""
+    """How the rows of x, (N, H, W, C), are divided for a sum: their number, the number of splits, rows per split. No
+    split is empty.
+    """
     rows = x[..., 0].numel()
     splits = max(1, min(triton.cdiv(rows, _SUM_ROWS), _PROGRAMS // triton.cdiv(x.shape[-1], _CHANNELS)))
     split_rows = triton.cdiv(triton.cdiv(rows, splits), _SUM_ROWS) * _SUM_ROWS

@@ -1,19 +1,19 @@
 """The kernels of `triton_norm`, which says what rows are and how they are summed.
 
-row_tile and channel_tile are what one program takes at a time, `rows` and `channels` what there is. If an argument is
-None, the kernel is built without what it is for.
+row_tile, channel_tile: how many rows and channels one program handles at a time. rows, channels: how many there are.
+If a tensor argument is None, the kernel is compiled without the code for it.
 """
 
 import triton
 import triton.language as tl
 
-# Without this, a kernel would be built again for a batch in which one of them is, or is not, a multiple of 16.
+# Not specialised: a kernel would be compiled again whenever one of these becomes a multiple of 16, or is one no more.
 _SIZES = ["rows", "split_rows", "splits", "height", "width"]
 
 
 @triton.jit
 def _load_rows(x, values, chosen, row, end, channel, height, width, channels):  # type: ignore[no-untyped-def]
-    """Rows of `x`, float32; where there is pooling, the pooled ones, which are stored, and which of four each is."""
+    """Load rows of `x` as float32. With pooling, load pooled rows, and store them and which of four values each is."""
     inside = (row < end)[:, None] & (channel < channels)[None, :]
     out = row.to(tl.int64)[:, None] * channels + channel[None, :]
     if chosen is None:
@@ -27,7 +27,7 @@ def _load_rows(x, values, chosen, row, end, channel, height, width, channels):  
         place = tl.zeros(best.shape, tl.uint8)
         for at in tl.static_range(1, 4):
             value = tl.load(corner + (at // 2 * width + at % 2) * channels, inside, other=0.0).to(tl.float32)
-            better = (value > best) | (value != value)  # what is not a number stays seen
+            better = (value > best) | (value != value)  # NaN is passed on, as in PyTorch
             best = tl.where(better, value, best)
             place = tl.where(better, at, place).to(tl.uint8)
         tl.store(values + out, best.to(values.dtype.element_ty), inside)
@@ -50,10 +50,10 @@ def sum_values(  # type: ignore[no-untyped-def]
     row_tile: tl.constexpr,
     channel_tile: tl.constexpr,
 ):
-    """`partial`, (2, C, splits): each part's mean, and its sum of squared distances from that mean.
+    """Write `partial`, (2, C, splits): the mean of each split, and its sum of squared distances from that mean.
 
-    Summed as distances from the mean of the part's first rows: squares of values that lie far from zero would lose
-    their digits.
+    Distances from the mean of the split's first rows are summed, since float32 sums of squares of values that are far
+    from zero lose precision.
     """
     channel = tl.program_id(0) * channel_tile + tl.arange(0, channel_tile)
     split = tl.program_id(1)
@@ -92,8 +92,8 @@ def combine_values(  # type: ignore[no-untyped-def]
     momentum,
     split_tile: tl.constexpr,
 ):
-    """`statistics`, (2, C): mean, and one over the deviation. Source of the formula: Chan, Golub and LeVeque, "Updating
-    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+    """Write `statistics`, (2, C): mean and 1 / deviation, and update the running statistics. The formula is from Chan,
+    Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
     """
     channel = tl.program_id(0)
     split = tl.arange(0, split_tile)
@@ -116,7 +116,7 @@ def combine_values(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _load_statistics(statistics, weight, bias, channel, channels):  # type: ignore[no-untyped-def]
-    """Mean, one over the deviation, scale and offset of channels, (1, C)."""
+    """Mean, 1 / deviation, scale and offset of channels, (1, C) each."""
     known = channel < channels
     mean = tl.load(statistics + channel, known, other=0.0)
     inverse = tl.load(statistics + channels + channel, known, other=0.0)
@@ -165,7 +165,9 @@ def sum_gradients(  # type: ignore[no-untyped-def]
     row_tile: tl.constexpr,
     channel_tile: tl.constexpr,
 ):
-    """`partial`, (2, C, splits): each part's sums of SiLU's gradient, and of that times the normalised values."""
+    """Write `partial`, (2, C, splits): the sums over each split of the gradient of SiLU's input, and of that times the
+    normalised values.
+    """
     channel = tl.program_id(0) * channel_tile + tl.arange(0, channel_tile)
     split = tl.program_id(1)
     first = split * split_rows
@@ -195,7 +197,7 @@ def sum_gradients(  # type: ignore[no-untyped-def]
 def combine_gradients(  # type: ignore[no-untyped-def]
     partial, means, grad_bias, rows, splits, channels, split_tile: tl.constexpr
 ):
-    """`means`, (2, C): both sums of all parts, over all rows; the first sum is the offset's gradient."""
+    """Write `means`, (2, C): both sums over all splits, per row; and the offset's gradient, which is the first sum."""
     channel = tl.program_id(0)
     split = tl.arange(0, split_tile)
     change = tl.sum(tl.load(partial + channel * splits + split, split < splits, other=0.0), 0)
@@ -223,8 +225,10 @@ def input_gradient(  # type: ignore[no-untyped-def]
     row_tile: tl.constexpr,
     channel_tile: tl.constexpr,
 ):
-    """The gradient of the norm's input, from SiLU's or, without through_silu, from that of what SiLU is taken of. Of
-    the pool's input where there is one: `rows` are then its windows, with those that an odd height or width cuts off.
+    """Write the gradient of the norm's input, or of the pool's input if there is a pool: `rows` are then its windows,
+    including those that an odd height or width cuts off.
+
+    through_silu: whether `grad` is the gradient of SiLU's output, and not of its input.
     """
     blocks = tl.cdiv(channels, channel_tile)
     row = tl.program_id(0) // blocks * row_tile + tl.arange(0, row_tile)

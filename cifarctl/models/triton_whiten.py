@@ -1,7 +1,7 @@
-"""The whitening layer of a classifier in training, for a GPU, in Triton: normalised pixels -> 2×2 convolution -> SiLU.
+"""The whitening layer of a classifier, for training on a GPU, in Triton: normalisation -> 2×2 convolution -> SiLU.
 
-In one pass that reads pixels and writes what the first group reads. cuDNN's convolution of three channels, the bias
-and SiLU each go over the 24 channels by themselves.
+One pass reads pixels and writes the input of the first group. In PyTorch, the convolution, the bias and SiLU each go
+through the memory of all 24 channels.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ROWS = 128  # pixels of one program
+_ROWS = 128  # pixels per program
 
 
 class TritonWhitenSiLU(torch.autograd.Function):
@@ -56,7 +56,7 @@ def _sizes(x: Tensor, weight: Tensor) -> tuple[int, ...]:
 def _whitened(  # type: ignore[no-untyped-def]
     x, mean, std, weight, stride_o, stride_i, stride_y, stride_x, bias, row, rows, height, width, inputs, outputs, tile
 ):
-    """What SiLU is taken of, (rows, outputs)."""
+    """The input of SiLU, (rows, outputs)."""
     output = tl.arange(0, tile)
     known = output < outputs
     z = tl.zeros([row.shape[0], tile], tl.float32)
@@ -125,7 +125,7 @@ def _bias_gradient(  # type: ignore[no-untyped-def]
     tile: tl.constexpr,
     row_tile: tl.constexpr,
 ):
-    """`partial`, (programs, outputs): each program's sum of SiLU's gradient."""
+    """Write `partial`, (programs, outputs): each program's sum of the gradient of SiLU's input."""
     output = tl.arange(0, tile)
     row = tl.program_id(0) * row_tile + tl.arange(0, row_tile)
     strides = stride_o, stride_i, stride_y, stride_x

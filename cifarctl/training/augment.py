@@ -1,7 +1,7 @@
-"""Augmentation of whole batches, as a few tensor operations on the device where they lie.
+"""Augmentation of whole batches, as a few tensor operations on the device that holds them.
 
-Those that say no more take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw from torch's
-default generator, which the training loop seeds anew for every step.
+Unless they say otherwise, functions take uint8 or float (N, C, 32, 32), return a new tensor of the same shape, and draw
+from torch's default generator, which the training loop seeds again for every step.
 """
 
 import math
@@ -25,7 +25,7 @@ def augment_images(images: Tensor, indices: Tensor, epoch: int | Tensor, recipe:
         mirrored = alternates(indices, epoch, seed)
     images = shifted_flipped(images, by, mirrored, recipe.crop)
     if recipe.affine:
-        images = random_affine(images, scale=1.25, degrees=15, shear=0.15, part=recipe.affine)
+        images = random_affine(images, scale=1.25, degrees=15, shear=0.15, fraction=recipe.affine)
     if recipe.jitter:
         images = color_jitter(images, recipe.jitter)
     if recipe.cutout:
@@ -34,8 +34,8 @@ def augment_images(images: Tensor, indices: Tensor, epoch: int | Tensor, recipe:
 
 
 def mix_examples(images: Tensor, labels: Tensor, classes: int, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """The recipe's mixing of augmented images, float (B, 3, 32, 32), and labels, int64 (B,). If it has one, labels
-    become probabilities, float (B, classes).
+    """Mix augmented images, float (B, 3, 32, 32), and their labels, int64 (B,), as the recipe says. If it has mixup or
+    CutMix, labels become probabilities, float (B, classes); else both stay as they are.
     """
     if recipe.mixup or recipe.cutmix:
         one_hot = F.one_hot(labels, classes).float()
@@ -54,7 +54,7 @@ def random_flip(images: Tensor) -> Tensor:
 
 
 def halves(images: Tensor) -> Tensor:
-    """Each image with probability one half, bool (N,)."""
+    """Choose each image with probability one half, bool (N,)."""
     return torch.rand(len(images), device=images.device) < 0.5
 
 
@@ -64,35 +64,36 @@ def alternating_flip(images: Tensor, indices: Tensor, epoch: int | Tensor, seed:
 
 
 def alternates(indices: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
-    """A random half of the data set in even epochs and the other half in odd ones, bool (N,).
+    """Choose a random half of the data set in even epochs and the other half in odd ones, bool (N,).
 
-    indices: int64 (N,), the images' places in the data set. Every pair of epochs so shows each image both ways, which
-    independent draws do half as often: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.6.
+    indices: int64 (N,), the images' indices in the data set. So every two epochs show each image both ways; with
+    independent draws, only half of the images: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024,
+    section 3.6.
     """
     if runs_kernels(indices.device):
         from cifarctl.training import triton_augment
 
         return triton_augment.alternating(indices, epoch, seed)
-    # A hash of the index, not a table: no state to keep, the same after a resume. Constants from Knuth and SplitMix.
+    # A hash of the index, not a table: it needs no state and is the same after a resume. Constants: Knuth, SplitMix.
     hashed = (indices * 2654435761 + seed * 40503) & 0xFFFFFFFF
     hashed = ((hashed ^ (hashed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
     return ((hashed >> 12) + epoch) % 2 == 0
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
-    """Shift each image by up to `padding` pixels each way, filling by reflection."""
+    """Shift each image by at most `padding` pixels in each direction; reflection fills the border."""
     return shifted(images, shifts(images, padding), padding)
 
 
 def shifts(images: Tensor, padding: int) -> Tensor:
-    """Random shifts down and to the right, int64 (2, N, 1) in [0, 2 · padding]; `padding` is none."""
+    """Draw shifts down and to the right, int64 (2, N, 1) in [0, 2 · padding], where `padding` stands for no shift."""
     return torch.randint(0, 2 * padding + 1, (2, len(images), 1), device=images.device)
 
 
 def shifted(images: Tensor, by: Tensor, padding: int) -> Tensor:
-    """Images shifted by what `shifts` drew, filled by reflection."""
+    """Shift images by what `shifts` drew; reflection fills the border."""
     n, _, height, width = images.shape
-    # reflection_pad has no uint8 kernel on every device; indices do the same for any type.
+    # Not every device has a uint8 kernel for reflection_pad; indices work for any type.
     rows = _reflected(height, padding, images.device)
     columns = _reflected(width, padding, images.device)
     dy, dx = by
@@ -103,8 +104,9 @@ def shifted(images: Tensor, by: Tensor, padding: int) -> Tensor:
 
 
 def shifted_flipped(images: Tensor, by: Tensor | None, mirrored: Tensor | None, padding: int) -> Tensor:
-    """Pixels as `to_float` leaves them, shifted and mirrored unless None: `shifts` and bool (N,) say by how much and
-    which.
+    """Shift, mirror and convert images to float, as `to_float` does.
+
+    by: what `shifts` drew, or None. mirrored: which images to mirror, bool (N,), or None.
     """
     if images.dtype in (torch.uint8, torch.float32) and not images.requires_grad and runs_kernels(images.device):
         from cifarctl.training import triton_augment
@@ -120,14 +122,14 @@ def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
     return torch.where(index < size, index, 2 * (size - 1) - index)
 
 
-def random_affine(images: Tensor, scale: float, degrees: float, shear: float, part: float) -> Tensor:
-    """Zoom, turn and shear the first `part` of the images, which are in random order anyway, filling by reflection;
-    float images.
+def random_affine(images: Tensor, scale: float, degrees: float, shear: float, fraction: float) -> Tensor:
+    """Zoom, rotate and shear the first `fraction` of float images; reflection fills the border. The order of images in
+    a batch is random anyway.
 
-    scale: zooms are from 1 / scale to scale, each axis a little apart. degrees: turns are up to so many either way.
-    shear: pixels that a line moves sideways, a pixel of its distance from the middle.
+    scale: the mean zoom is from 1 / scale to scale, and so is the ratio of both axes' zooms. degrees: the largest
+    rotation, in both directions. shear: the largest sideways shift of a row, in pixels per pixel from the centre.
     """
-    n = round(part * len(images))
+    n = round(fraction * len(images))
     if n == 0:
         return images
 
@@ -144,16 +146,14 @@ def random_affine(images: Tensor, scale: float, degrees: float, shear: float, pa
             torch.stack((angle.sin() * wide, angle.cos() * high, torch.zeros_like(angle)), 1),
         ),
         1,
-    )  # (N, 2, 3), from where a pixel goes to where it is from
+    )  # (N, 2, 3), from output to input coordinates
     grid = F.affine_grid(matrix, list(images[:n].shape), align_corners=False)
     moved = F.grid_sample(images[:n], grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return torch.cat((moved, images[n:]))
 
 
 def color_jitter(images: Tensor, strength: float) -> Tensor:
-    """Change brightness, contrast and saturation of each image by factors from 1 - strength to 1 + strength; float
-    images.
-    """
+    """Multiply brightness, contrast and saturation of each float image by factors from 1 - strength to 1 + strength."""
     brightness, contrast, saturation = (
         1 + (2 * torch.rand(3, len(images), 1, 1, 1, device=images.device) - 1) * strength
     )
@@ -165,8 +165,8 @@ def color_jitter(images: Tensor, strength: float) -> Tensor:
 
 
 def cutout(images: Tensor, side: int) -> Tensor:
-    """Fill a square of `side` pixels at a random place with grey (DeVries & Taylor, 2017). It may hang over the
-    edge.
+    """Fill a square of `side` × `side` pixels at a random place with grey (DeVries & Taylor, 2017). It may reach over
+    the edge.
     """
     n, _, height, width = images.shape
     centre_y, centre_x = (torch.randint(0, size, (n, 1), device=images.device) for size in (height, width))
@@ -180,30 +180,29 @@ def cutout(images: Tensor, side: int) -> Tensor:
 
 
 def mix(images: Tensor, targets: Tensor, *, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """Mix images with their neighbours in the batch, which is in random order, and their targets in proportion; float
-    images.
+    """Mix float images with their neighbours in the batch, whose order is random, and their targets in proportion.
 
     targets: probabilities of the classes, float (N, classes). mixup: the fraction of the images that are blended with
-    another, by a share that is uniform in [0, 1] (Zhang et al., "mixup: Beyond empirical risk minimization", 2018, with
-    alpha 1). cutmix: the fraction that get a rectangle of another (Yun et al., "CutMix", 2019).
+    another, with a weight that is uniform in [0, 1] (Zhang et al., "mixup: Beyond empirical risk minimization", 2018,
+    with alpha 1). cutmix: the fraction that get a rectangle of another (Yun et al., "CutMix", 2019).
     """
     n, _, height, width = images.shape
-    kind, share = torch.rand(2, n, 1, 1, 1, device=images.device)
+    kind, weight = torch.rand(2, n, 1, 1, 1, device=images.device)
     centre_y, centre_x = torch.rand(2, n, 1, device=images.device)
-    half = share.sqrt().view(n, 1) / 2
+    half = weight.sqrt().view(n, 1) / 2
 
     def inside(size: int, centre: Tensor) -> Tensor:
         return (torch.arange(size, device=images.device) + 0.5 - centre * size).abs() < half * size
 
     rectangle = inside(height, centre_y)[:, None, :, None] & inside(width, centre_x)[:, None, None, :]
-    # Of each pixel, the fraction that is the neighbour's.
-    taken = torch.where(kind < cutmix, rectangle.float(), share * (kind < cutmix + mixup))
+    # The fraction of each pixel that comes from the neighbour.
+    taken = torch.where(kind < cutmix, rectangle.float(), weight * (kind < cutmix + mixup))
     fraction = taken.mean((1, 2, 3))[:, None]
     return torch.lerp(images, images.roll(1, 0), taken), torch.lerp(targets, targets.roll(1, 0), fraction)
 
 
 def scale(images: Tensor, side: int) -> Tensor:
-    """Float (N, C, H, H) -> (N, C, side, side), antialiased, in memory as `to_float` leaves it."""
+    """Resize float (N, C, H, H) -> (N, C, side, side), with antialiasing; in the memory format of `to_float`."""
     if side == images.shape[-1]:
         return images
     if images.dtype == torch.float32 and not images.requires_grad and runs_kernels(images.device):

@@ -1,4 +1,4 @@
-"""The values that training runs with, by architecture and name, all in one place. Any field can be overridden."""
+"""All values that training uses, by architecture and name of the recipe. Any field can be overridden."""
 
 import math
 from collections.abc import Set
@@ -13,7 +13,7 @@ Fraction = Annotated[float, "from 0 to 1"]
 
 @dataclass(frozen=True)
 class UsedFor:
-    """Which trainings look at a field of the recipe; of a field without it, all do.
+    """Which trainings use a field of the recipe; all do if it has no `UsedFor`.
 
     images: those whose batches are images, and not latents that are computed once.
     """
@@ -22,7 +22,7 @@ class UsedFor:
 
 
 def unused_fields(tasks: Set[str]) -> set[str]:
-    """The fields of a recipe that a training of these tasks, as in `UsedFor`, does not look at."""
+    """The fields of a recipe that a training with these tasks, as in `UsedFor`, does not use."""
     uses = {name: get_args(hint)[1:] for name, hint in get_type_hints(Recipe, include_extras=True).items()}
     return {name for name, use in uses.items() for item in use if isinstance(item, UsedFor) and item.task not in tasks}
 
@@ -105,7 +105,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise ValueError on a value that training does not know: it would train something else without a word."""
+        """Raise ValueError on a value that training does not know, since it would silently train something else."""
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             if problem := _problem(getattr(self, name), hint):
                 raise ValueError(f"{name} is {getattr(self, name)!r}{problem}")
@@ -117,7 +117,7 @@ class Recipe:
             raise ValueError(f"mixup and cutmix are {self.mixup} and {self.cutmix}, more than 1 together")
 
     def changed(self, overrides: dict[str, Any]) -> "Recipe":
-        """With other values; those of `model` are changed one by one. Raises ValueError."""
+        """A copy with other values; those of `model` are changed one by one. Raises ValueError on unknown fields."""
         known = [item.name for item in fields(self)]
         if unknown := next((name for name in overrides if name not in known), None):
             raise ValueError(f"there is no {unknown}, only: {', '.join(known)}")
@@ -126,7 +126,7 @@ class Recipe:
 
     @property
     def phase_boundaries(self) -> list[float]:
-        """The fractions of all steps after which a step does other things than before, in order."""
+        """The fractions of all steps at which training enters another phase, in order: other layers or image sizes."""
         return sorted({self.thaw, *(until for until, _ in self.image_sizes), *self.trained_until.values()})
 
 
@@ -147,7 +147,7 @@ PLAIN = Recipe(
 
 _RESCONV: dict[str, Recipe] = {
     "fast": Recipe(
-        # Eight gain 0.1 dB on val at 256 floats and 0.9 at 512, but take 16 minutes on two cores without AMX, not 9.
+        # Twice as many epochs gain only 0.1 dB at 256 floats.
         epochs=4,
         batch_size=128,
         optimizer="muon",
@@ -171,27 +171,7 @@ _RESCONV: dict[str, Recipe] = {
     ),
 }
 
-# On pixels. Small images first: the net learns coarse shapes at half the cost of a step, and the time buys epochs.
-# Of 40,000 images, 5.4 epochs with 60 % of the steps at 24 pixels: 88.6 % on the other 10,000 training images with
-# test-time augmentation; 4 epochs at 32 pixels, in the same time: 88.3 %.
-#
-# What else was tried for `fast`, in eight runs of 5 epochs, each of seven changes in four of them, and what each gained
-# there with test-time augmentation (two of the runs with the same values differ by about 0.15): a bias of the whitening
-# layer, trained for a third of the steps, 0.24 points; a third convolution in the last group 0.19; the mean beside the
-# largest value before the linear layer 0.11, 0.28 without augmentation; batches of 1,000 at a rate of 0.17 0.04; label
-# smoothing 0.1 -0.03; jitter 0.1 -0.11; Muon's momentum 0.8 instead of 0.6 -0.28. The first three together: 88.8 and
-# 89.2 %, where the runs had 88.7 % in the mean; with a cosine schedule and shifts of 3 pixels besides, 88.3 % twice.
-# With the three, and 80 % of the steps at 24 pixels: 88.1 %; 60 %: 88.8, 88.9 and 89.2; 45 %: 89.4 and 89.6, in
-# a tenth more time. Whole, on 48,000 images, that gain is not seen, nor one of two more epochs: 90.94 % on test with
-# 60 % and 9 epochs (mean of five runs, bf16), 90.80 % with 45 %, 90.83 % with 11 epochs (one run each, fp32). A third
-# convolution in the second group as well, which no run on held-out images tried: 91.23 % (five runs, fp32).
-#
-# Steps on the harder images showed no gain for `fast`: in as many as 9 passes take, at 24 pixels, on 40,000 images,
-# accuracy on the other 10,000 with test-time augmentation, and without: 90.00 %, 88.83 % with all images in every
-# pass. After a fifth of the steps, each pass without 60 % of the half that had the smaller last losses: 90.22 %,
-# 88.32 %; the same, but all images in the last 15 %: 89.81 %, 88.23 %. Of 1,024 augmented images the 512 that a small
-# net finds hardest, as in airbench96_faster (Jordan, 2024): 89.59 %, 88.02 %, for a fifth more time and the small
-# net's. One run each.
+# Small images first: the net learns coarse shapes at half the cost per step, and the time pays for more epochs.
 _AIRBENCH: dict[str, Recipe] = {
     "fast": Recipe(
         epochs=9,
@@ -206,15 +186,6 @@ _AIRBENCH: dict[str, Recipe] = {
         trained_until={"whiten.bias": 1 / 3},
         model={"depth": (2, 3, 3), "whiten_bias": True, "pool": "max+mean"},
     ),
-    # Of 40,000 images, with test-time augmentation on the other 10,000 training images: 92.97 %, without 92.07 % (means
-    # of three runs on an H100); 34 epochs 92.69 % and 91.83 %.
-    #
-    # What else was tried there, in 17 runs of 34 epochs that differ in eleven values at once, and what each gained:
-    # jitter 0.2 instead of 0.1 0.13 points; a rate of 0.12 0.10; label smoothing 0.1 0.07; 448 channels in the last
-    # group 0.06; affine 0.25, a fourth convolution there, the largest values alone 0.02 at most; cutout 8, shifts of 3
-    # pixels -0.02; a cosine schedule -0.05; 65 % of the steps at 24 pixels -0.06. Two runs with the same values differ
-    # by about 0.15. The first four together, with jitter 0.3: 92.71 % and 91.88 % (three runs); in 44 epochs as well,
-    # for 15 % more time on that GPU, 92.97 % and 92.25 % (three).
     "best": Recipe(
         epochs=44,
         batch_size=512,
@@ -246,7 +217,7 @@ _AIRBENCH["max"] = replace(
     model={**_AIRBENCH["best"].model, "widths": (192, 576, 768)},
 )
 
-# Of recipes that a GPU takes a minute or two for: on 48,000 images, on two EPYC cores with AVX512-BF16.
+# For recipes that are meant for a GPU: on 48,000 images, on two EPYC cores with AVX512-BF16.
 CPU_HOURS_PER_EPOCH = {("airbench", "max"): 0.09, ("resconv", "best"): 0.05}
 
 _MLP = Recipe(
@@ -280,24 +251,24 @@ _AIRBENCH_FINE_TUNING = Recipe(
     model={"widths": (96, 288, 320), "depth": 3},
 )
 
-# By architecture, then by name; "fast" is the default.
+# By architecture, then by name; "fast" is the default name.
 RECIPES: dict[str, dict[str, Recipe]] = {
     "resconv": _RESCONV,
     "conv2": {"fast": _RESCONV["fast"]},
     "airbench": _AIRBENCH,
     "mlp": {"fast": _MLP},
 }
-# Instead of an architecture's "fast", if it sees a frozen autoencoder's latents: airbench had 86.14 % on test. What the
-# newer values of its "fast" gain here is untried.
+# Replaces an architecture's "fast" if it classifies from a frozen autoencoder's latents. Nobody has tried the newer
+# values of "fast" there.
 FROZEN_ENCODER = {"airbench": replace(_AIRBENCH["fast"], trained_until={}, model={})}
-# Instead of "fast", if it fine-tunes an autoencoder. First the convolutions alone: the gradient of untrained layers
-# only spoils the autoencoder (Kumar et al., "Fine-tuning can distort pretrained features and underperform
+# Replaces "fast" if it fine-tunes an autoencoder. Until `thaw` the autoencoder stays frozen, since the gradients of
+# untrained layers would distort it (Kumar et al., "Fine-tuning can distort pretrained features and underperform
 # out-of-distribution", 2022, arXiv:2202.10054).
 FINE_TUNED_ENCODER = {"airbench": _AIRBENCH_FINE_TUNING}
 
 
 def names(architecture: str) -> list[str]:
-    """The recipes that an architecture has, the default first."""
+    """The names of an architecture's recipes, the default first."""
     return list(_recipes(architecture))
 
 

@@ -1,4 +1,4 @@
-"""`cifarctl download`, and the download that other commands start when data is missing."""
+"""`cifarctl download`, and the download that other commands start if data is missing."""
 
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,8 +25,8 @@ def download(
         typer.Option(
             "--from",
             metavar="URL|FILE|DIR",
-            help="Take the archive from here instead of the known mirrors, more of which CIFARCTL_MIRRORS may name. "
-            "Several URLs compete. A DIR holds the archive, or is its unpacked folder or that folder's parent.",
+            help="Take the archive from here, not from the known mirrors and those in CIFARCTL_MIRRORS. Of several "
+            "URLs, the fastest is used. DIR contains the archive, or is its unpacked folder or that folder's parent.",
             rich_help_panel=opt.DATA_PANEL,
         ),
     ] = None,
@@ -34,22 +34,20 @@ def download(
         str | None,
         typer.Option(
             metavar="HEX",
-            help="The digest that --from's archive must have. Default: the official one.",
+            help="SHA-256 that the archive of --from must have. Default: the official one.",
             rich_help_panel=opt.DATA_PANEL,
         ),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", metavar="", help="Replace the data file if there is one.", rich_help_panel=opt.DATA_PANEL
-        ),
+        typer.Option("--force", metavar="", help="Replace an existing data file.", rich_help_panel=opt.DATA_PANEL),
     ] = False,
     offline: Annotated[
         bool,
         typer.Option(
             "--offline",
             metavar="",
-            help="Never touch the network: use a copy on this machine.",
+            help="Never use the network: use a copy on this machine.",
             rich_help_panel=opt.DATA_PANEL,
         ),
     ] = False,
@@ -58,14 +56,15 @@ def download(
 ) -> None:
     """Download and verify a data set, into one file that opens in milliseconds.
 
-    Copies that other tools have left in the usual places are used first. Then the mirrors compete, and what was
-    interrupted goes on where it stopped. The SHA-256 is checked before anything is read, and nothing is extracted.
+    A copy that another tool has left in its usual place is used if there is one; otherwise the fastest mirror. An
+    interrupted download continues where it stopped. The SHA-256 is checked before anything is read, and nothing is
+    extracted.
 
     Examples:
       cifarctl download
       cifarctl download --from cifar-10-python.tar.gz
     """
-    if process_number():  # under torchrun the first process does it all
+    if process_number():  # under torchrun the first process does everything
         return
     from cifarctl.data import Source
     from cifarctl.data.archive import ARCHIVES
@@ -114,9 +113,7 @@ def download(
 
 
 def ensure_data(source: "Source", output: Output, *, offline: bool) -> None:
-    """Download the data set if it is an archive that is not there. Raises DataError with `offline`, as the download
-    does otherwise.
-    """
+    """Download the data set if it is an archive and missing. Raises DataError if that fails, or with `offline`."""
     from cifarctl.data.archive import ARCHIVES
 
     if not source.is_archive or source.path.exists():

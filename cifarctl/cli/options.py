@@ -42,7 +42,7 @@ DataDir = Annotated[
         "--data-dir",
         envvar="CIFARCTL_DATA_DIR",
         metavar="DIR",
-        help="Where downloaded data lies. Default: the user's cache folder.",
+        help="Folder for downloaded data. Default: in the user's cache folder.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -51,7 +51,7 @@ AllowChangedData = Annotated[
     typer.Option(
         "--allow-changed-data",
         metavar="",
-        help="Measure on train or val although the data is not what the model was trained on, so that val may hold "
+        help="Measure on train or val even if the data is not what the model was trained on: val may then contain "
         "images that it was trained on.",
         rich_help_panel=DATA_PANEL,
     ),
@@ -59,7 +59,7 @@ AllowChangedData = Annotated[
 Offline = Annotated[
     bool,
     typer.Option(
-        "--offline", metavar="", help="Never touch the network: fail where data is missing.", rich_help_panel=DATA_PANEL
+        "--offline", metavar="", help="Never use the network: fail if data is missing.", rich_help_panel=DATA_PANEL
     ),
 ]
 
@@ -103,22 +103,22 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="NAME",
-        help="Of matrix products: fp32, bf16, fp16, or auto: bf16 where the hardware has it, else fp16 with "
-        "CUDA and fp32 on others.",
+        help="Precision of matrix products: fp32, bf16, fp16, or auto: bf16 if the hardware supports it, else fp16 on "
+        "a CUDA GPU and fp32 on other devices.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
 Show = Annotated[
     bool,
     typer.Option(
-        "--show", metavar="", help="Draw the images on the terminal, in coloured cells.", rich_help_panel=OUTPUT_PANEL
+        "--show", metavar="", help="Draw the images in the terminal, in coloured cells.", rich_help_panel=OUTPUT_PANEL
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="The result as JSON on stdout.", rich_help_panel=OUTPUT_PANEL)
+    bool, typer.Option("--json", metavar="", help="Print the result as JSON.", rich_help_panel=OUTPUT_PANEL)
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", metavar="", help="Nothing on stderr but errors.", rich_help_panel=OUTPUT_PANEL)
+    bool, typer.Option("--quiet", "-q", metavar="", help="Only errors on stderr.", rich_help_panel=OUTPUT_PANEL)
 ]
 
 # train-ae and train-clf
@@ -126,7 +126,7 @@ Epochs = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Passes over the training split.", rich_help_panel=TRAINING_PANEL)
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Images a step.", rich_help_panel=TRAINING_PANEL)
+    int | None, typer.Option(min=1, metavar="N", help="Images per step.", rich_help_panel=TRAINING_PANEL)
 ]
 Assignments = Annotated[
     list[str] | None,
@@ -134,7 +134,7 @@ Assignments = Annotated[
         "--set",
         metavar="FIELD=VALUE",
         autocompletion=complete_field,
-        help="Any other value of the recipe, model.NAME for the model's arguments. May be given several times.",
+        help="Any other value of the recipe; model.NAME is an argument of the model. May be given several times.",
         rich_help_panel=TRAINING_PANEL,
     ),
 ]
@@ -143,7 +143,7 @@ PrintRecipe = Annotated[
     typer.Option(
         "--print-recipe",
         metavar="",
-        help="Print every value that the training would use, as --set takes it, and do not train.",
+        help="Print every value that training would use, in the form that --set takes, and do not train.",
         rich_help_panel=TRAINING_PANEL,
     ),
 ]
@@ -151,7 +151,8 @@ LearningRate = Annotated[
     float | None, typer.Option("--lr", min=0.0, metavar="X", help="Peak learning rate.", rich_help_panel=TRAINING_PANEL)
 ]
 WeightDecay = Annotated[
-    float | None, typer.Option(min=0.0, metavar="X", help="Weight decay.", rich_help_panel=TRAINING_PANEL)
+    float | None,
+    typer.Option(min=0.0, metavar="X", help="Weight decay (not with Muon).", rich_help_panel=TRAINING_PANEL),
 ]
 Ema = Annotated[
     float | None,
@@ -159,7 +160,7 @@ Ema = Annotated[
         min=0.0,
         max=0.99999,
         metavar="X",
-        help="Decay of an average of the weights, which is kept.",
+        help="Decay of a moving average of the weights, which is validated and kept. 0: no average.",
         rich_help_panel=TRAINING_PANEL,
     ),
 ]
@@ -169,7 +170,7 @@ Seed = Annotated[
         min=0,
         max=2**31 - 1,
         metavar="N",
-        help="Draws the split, the first weights and the batches.",
+        help="Seed of all random choices: the validation split, the first weights, the batches.",
         rich_help_panel=TRAINING_PANEL,
     ),
 ]
@@ -178,13 +179,13 @@ ValSize = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="Images held out for validation. Default: 2,000, or a tenth where that is fewer. Each class keeps an "
-        "image to train on.",
+        help="Images held out for validation. Default: 2,000, but at most a tenth. Each class keeps at least one image "
+        "for training.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Train on so many images only.", rich_help_panel=DATA_PANEL)
+    int | None, typer.Option(min=1, metavar="N", help="Train on at most N images.", rich_help_panel=DATA_PANEL)
 ]
 Out = Annotated[
     Path | None,
@@ -197,8 +198,8 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="",
-        help="Go on with the unfinished run in --out. --data and --data-dir may name another place of the same data, "
-        "--device and --precision another way to compute.",
+        help="Continue the unfinished run in --out. --data and --data-dir may name the same data in another place; "
+        "--device and --precision may differ.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -214,6 +215,6 @@ TensorBoard = Annotated[
 
 
 def remark_unproven(device: DeviceName, output: Output) -> None:
-    """Say so if nobody has checked what comes from the device that the user has named."""
+    """Print a remark if nobody has checked the results of the device that the user has named."""
     if device == "mps":
         output.status("mps: nobody has checked the results of a Mac's GPU yet; those of --device cpu are tested")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Answer = tuple[dict[str, Any], NDArray[np.uint8] | None]
 
 _BATCH_SIZE, _GPU_BATCH_SIZE = 128, 1024
-_PART = 4  # batches that each of several processes is dealt at a time
+_BATCHES_PER_SHARE = 4  # that each of several processes gets at a time
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
@@ -38,14 +38,17 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE|DIR|-...",
-            help="Files, folders, - for one path a line on stdin, or example, a picture that comes with cifarctl.",
+            help="Files, folders, - for paths on stdin, one per line, or example, a picture that comes with cifarctl.",
         ),
     ],
     model: opt.ClassifierPath = None,
     top_k: Annotated[
         int,
         typer.Option(
-            min=1, metavar="K", help="Classes per image, the likeliest first.", rich_help_panel=opt.OUTPUT_PANEL
+            min=1,
+            metavar="K",
+            help="Classes to show per image, the most likely first.",
+            rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = 1,
     tta: Annotated[
@@ -53,7 +56,7 @@ def predict(
         typer.Option(
             "--tta/--no-tta",
             metavar="",
-            help="Average over six views of each image that the model is unsure of.",
+            help="Average the predictions for six views of each image that the model is unsure of.",
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = False,
@@ -62,7 +65,7 @@ def predict(
         typer.Option(
             min=1,
             metavar="N",
-            help=f"Images at a time. Default: {_BATCH_SIZE}, or {_GPU_BATCH_SIZE:,} on a GPU.",
+            help=f"Images per batch. Default: {_BATCH_SIZE}, or {_GPU_BATCH_SIZE:,} on a GPU.",
             rich_help_panel=opt.RUN_PANEL,
         ),
     ] = None,
@@ -78,7 +81,7 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="Write here, not to stdout.", rich_help_panel=opt.OUTPUT_PANEL
+            "--out", "-o", metavar="FILE", help="Write to FILE, not to stdout.", rich_help_panel=opt.OUTPUT_PANEL
         ),
     ] = None,
     show: opt.Show = False,
@@ -88,8 +91,8 @@ def predict(
 ) -> None:
     """Classify image files with the pretrained model or another.
 
-    Answers come in the order of the inputs, while they are computed. A file that cannot be read is answered with its
-    error, the others are not affected, and the exit code is 1.
+    Predictions are written as they are computed, in the order of the inputs. If a file cannot be read, its error is
+    written instead, the other files are still classified, and the exit code is 1.
 
     Examples:
       cifarctl predict example --show
@@ -101,7 +104,7 @@ def predict(
     from cifarctl.hardware import select_device, select_precision
     from cifarctl.training.signals import raised_signals
 
-    if out is not None and str(out) in _STDOUT:  # as a file it would be replaced, with what `>>` should keep
+    if out is not None and str(out) in _STDOUT:  # written as a file, it would lose what `>>` should keep
         out = None
     format = _chosen_format(format, out)
     path = weights.resolve(model, "classifier")
@@ -125,7 +128,7 @@ def predict(
             precision=select_precision(precision, chosen_device),
             processes=None if ranks.size == 1 else 0,
         )
-        answers = ranks.streamed(iter(files), classify, _PART * batch_size)
+        answers = ranks.streamed(iter(files), classify, _BATCHES_PER_SHARE * batch_size)
         total, failed = _write(answers, write, output if show else None)
     _finish(files, total, failed, output)
 
@@ -174,7 +177,7 @@ def _finish(files: "ImageFiles", total: int, failed: int, output: Output) -> Non
 
 
 def _paths(arguments: list[str]) -> Iterator[Path]:
-    """The arguments' paths; `-` stands for those on stdin, read as they are needed."""
+    """The paths of the arguments; `-` stands for the paths on stdin, which are read only when they are needed."""
     from cifarctl.data.images import named_image
 
     for argument in arguments:
@@ -182,7 +185,7 @@ def _paths(arguments: list[str]) -> Iterator[Path]:
             yield from read_path_list(sys.stdin.buffer)
         elif argument:
             yield named_image(argument)
-        else:  # Path("") is the current folder, which an unset variable of a shell script does not mean
+        else:  # Path("") would be the current folder, but "" is rather an unset variable of a shell script
             raise UsageError("IMAGE: an empty name")
 
 
@@ -196,12 +199,11 @@ def _classify(
     precision: Precision,
     processes: int | None,
 ) -> "Iterator[list[Answer]]":
-    """One record per path, in order, with the image that the model saw, in batches. At most a few are in memory.
+    """Batches of one record per path, in order, with the image that the model saw. Few batches are in memory at a time.
 
-    Each thread decodes a batch and classifies it, on one core. Threads that share every layer of the model would wait
-    for each other all the time while others decode: 0.74 of the bare model's images/s on two Xeon cores, and 0.91 this
-    way. Batches of 250 are no faster than of 128, on two EPYC cores in fp32, and take 1.6 GB in all instead of 1.2.
-    On a GPU one more thread classifies for all, so that one batch's activations are in memory.
+    Each thread decodes a batch and classifies it on one core: threads that share every layer of the model would wait
+    for each other while others decode. On a GPU one more thread classifies for all, so that only one batch's
+    activations are in memory.
     """
     import numpy as np
     import torch
@@ -228,8 +230,8 @@ def _classify(
 
     on_gpu = next(model.parameters()).is_cuda
     threads = min(16, torch.get_num_threads())
-    # First of different sizes, so that the threads do not all decode at the same time: that needs the GIL. On a GPU one
-    # is smaller, for the first answers to come soon, and no more are: cuDNN chooses its kernels anew for each size.
+    # The first batches differ in size, so that the threads do not all decode at the same time: that needs the GIL. On a
+    # GPU only one is smaller, so that the first answers come soon: cuDNN chooses its kernels again for each new size.
     shares, whole = ((1,), 8) if on_gpu else (range(1, threads + 1), threads)
     sizes = chain((-(-batch_size * share // whole) for share in shares), repeat(batch_size))
     with ThreadPoolExecutor(1) as gpu:

@@ -44,7 +44,7 @@ def reconstruct(
             "--out",
             "-o",
             metavar="FILE.png|DIR",
-            help="A .png file gets one labelled grid; a folder gets one reconstruction a file. Default: "
+            help="A .png file: one grid with labels. A folder: one file per reconstruction. Default: "
             "reconstructions.png, or nothing with --latents.",
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
@@ -53,7 +53,7 @@ def reconstruct(
         Path | None,
         typer.Option(
             metavar="FILE.safetensors",
-            help="Write the latents of all the images, or of the whole split, with their paths or indices.",
+            help="Write the latents of all images, or of the whole split, with their paths or indices.",
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = None,
@@ -62,7 +62,7 @@ def reconstruct(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Draw images beside what an autoencoder makes of them, and their difference.
+    """Draw images beside their reconstructions by an autoencoder, and the differences.
 
     Images of another size are resized to 32×32 first.
 
@@ -71,7 +71,7 @@ def reconstruct(
       cifarctl reconstruct -m runs/ae
       cifarctl reconstruct --latents test.safetensors
     """
-    if process_number():  # under torchrun the first process does it all
+    if process_number():  # under torchrun the first process does everything
         return
     import torch
 
@@ -147,13 +147,13 @@ def reconstruct(
 
 
 def _read_files(paths: list[str], failures: list[str], output: Output) -> "tuple[Tensor, list[str]]":
-    """Decode the files, uint8 (N, 3, 32, 32); what cannot be read is noted in `failures`."""
+    """Decode the files -> uint8 (N, 3, 32, 32) and names. Files that cannot be read are added to `failures`."""
     import numpy as np
     import torch
 
     from cifarctl.data.images import expand, image_name, named_image, read_images
 
-    if "" in paths:  # Path("") is the current folder, which an unset variable of a shell script does not mean
+    if "" in paths:  # Path("") would be the current folder, but "" is rather an unset variable of a shell script
         raise UsageError("IMAGE: an empty name")
     decoded, names = [], []
     files = expand(map(named_image, paths))

@@ -34,19 +34,23 @@ def train_clf(
         typer.Option(
             metavar="FILE|RUN|NAME",
             autocompletion=complete_model,
-            help="Classify from the latents of this autoencoder (frozen), not pixels. The pretrained one: autoencoder.",
+            help="Classify from the latents of this autoencoder (frozen), not from pixels. autoencoder names the "
+            "pretrained one.",
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
     finetune: Annotated[
-        bool, typer.Option("--finetune", metavar="", help="Train the autoencoder too.", rich_help_panel=opt.MODEL_PANEL)
+        bool,
+        typer.Option(
+            "--finetune", metavar="", help="Train the autoencoder of --encoder too.", rich_help_panel=opt.MODEL_PANEL
+        ),
     ] = False,
     teacher: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|RUN|NAME",
             autocompletion=complete_model,
-            help="Learn the answers of this trained classifier instead of the labels.",
+            help="Learn the predictions of this trained classifier instead of the labels.",
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
@@ -55,7 +59,8 @@ def train_clf(
         typer.Option(
             metavar="NAME",
             autocompletion=complete_recipe("classifier"),
-            help="fast: minutes. best: eight times as long, 2 points more. max: minutes on a GPU, many hours without.",
+            help="fast: minutes. best: eight times as long, 2 points more accuracy. max: minutes on a GPU, many hours "
+            "without.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),
     ] = "fast",
@@ -69,14 +74,14 @@ def train_clf(
             min=0.0,
             max=0.99,
             metavar="X",
-            help="Part of each label that is spread over all classes.",
+            help="Fraction of each label that is spread over all classes.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),
     ] = None,
     class_weights: Annotated[
         ClassWeights | None,
         typer.Option(
-            help="balanced: all classes count the same in the training loss, however many images they have. The "
+            help="balanced: all classes have the same weight in the training loss, even if they differ in size. The "
             "validation loss and accuracy stay unweighted. Default: none.",
             rich_help_panel=opt.TRAINING_PANEL,
         ),
@@ -96,8 +101,7 @@ def train_clf(
 ) -> None:
     """Train a classifier, from pixels or from an autoencoder's latents.
 
-    Missing data is downloaded first. The run's folder gets the weights, curves, confusion matrix and TensorBoard
-    events.
+    Missing data is downloaded first. The weights, curves, confusion matrix and TensorBoard events go to the run folder.
 
     Examples:
       cifarctl train-clf

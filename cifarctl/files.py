@@ -1,4 +1,4 @@
-"""The one way in which the project writes a file, whole or not at all; and where those that come with it lie."""
+"""Write files atomically, and find those that come with the package. Every file of the project is written this way."""
 
 import errno
 import json
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-_MARK = ".part"  # in the names of files that are being written
-_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds; Windows' virus scanners and indexers let go of a file within them
+_TEMPORARY_MARK = ".part"  # in the names of files that are being written
+_RETRY_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds; Windows' virus scanners and indexers close a file within them
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; on success, flush it to disk and rename it to `path`.
+    """Yield the path of a temporary file in the same folder; on success, flush it to disk and rename it to `path`.
 
-    Whatever fails inside leaves `path` as it was and no temporary file behind.
-    A link's target is replaced, not the link; a device or a pipe (/dev/null) is written to as it is.
-    Raises OSError where the folder cannot be made or written, FileInUseError where, on Windows, another program uses
-    the file at `path`. Both name `path`.
+    If anything inside fails, `path` stays as it was, and the temporary file is removed.
+    If `path` is a link, its target is replaced; a device or a pipe (/dev/null) is written to directly.
+    Raises OSError if the folder cannot be made or written, FileInUseError if, on Windows, another program uses the file
+    at `path`. Both name `path`.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -40,20 +40,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except RuntimeError:  # before Python 3.13: a link to itself
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Same suffix, since some writers (matplotlib, Pillow) choose the format by it. Not tempfile's: that makes the file
-    # private, and in a folder of Windows that cannot be written it tries 10,000 names.
-    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{_MARK}{path.suffix}")
+    # Same suffix, since matplotlib and Pillow choose the format by it. Not tempfile, which makes the file private, and
+    # tries 10,000 names if a folder on Windows cannot be written.
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}{_TEMPORARY_MARK}{path.suffix}")
     try:
         temporary.open("xb").close()
         yield temporary
-        with temporary.open("r+b") as file:  # Windows' fsync fails where the file was opened for reading
+        with temporary.open("r+b") as file:  # Windows' fsync fails if the file was opened for reading
             os.fsync(file.fileno())
         move_file(temporary, path)
     except BaseException as error:
         with suppress(OSError):  # the error that matters is the first one
             temporary.unlink(missing_ok=True)
-        of_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if isinstance(error, OSError) and (of_disk or error.filename == str(temporary)):
+        disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, OSError) and (disk_is_full or error.filename == str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
@@ -62,11 +62,11 @@ def move_file(source: Path, target: Path) -> None:
     """Rename `source` to `target`, on the same file system, and replace what is there. Raises OSError, FileInUseError
     as `atomic_path`.
     """
-    if sys.platform == "win32":  # which cannot open a folder
+    if sys.platform == "win32":  # it cannot open a folder
         _replace_unused(source, target)
         return
     source.replace(target)
-    # Else power loss could undo the renaming.
+    # Else a power failure could undo the renaming.
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -75,15 +75,15 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what processes that were killed have left in `folder` of the files that they were writing."""
-    for path in folder.glob(f".*-????????{_MARK}*"):
+    """Remove the temporary files in `folder` that killed processes have left there."""
+    for path in folder.glob(f".*-????????{_TEMPORARY_MARK}*"):
         with suppress(PermissionError):  # on Windows: a running process has it open
             path.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
     """Replace `path` by a safetensors file, atomically. Raises OSError."""
-    # Not its save_file, which leaves another temporary file when it is killed, and hides the system's errors.
+    # Not save_file, which leaves a temporary file of its own when it is killed, and hides the system's errors.
     from safetensors.torch import save
 
     content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
@@ -103,14 +103,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _replace_unused(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path` on Windows. Raises OSError; FileInUseError where it is refused again and again."""
-    for pause in (*_PAUSES, 0):
+    """Rename `temporary` to `path` on Windows. Raises OSError; FileInUseError if it is still refused after retries."""
+    for pause in (*_RETRY_PAUSES, 0):
         try:
             temporary.replace(path)
             return
         except OSError as error:
-            # Open, or read-only: ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION. Mapped: ERROR_USER_MAPPED_FILE, for
-            # which Python has no errno of its own.
+            # EACCES if the file is open or read-only; EINVAL if it is mapped (ERROR_USER_MAPPED_FILE).
             if error.errno not in (errno.EACCES, errno.EINVAL):
                 raise
         time.sleep(pause)

@@ -1,5 +1,5 @@
-"""Which device and which precision this machine does best. Importing it imports no torch: the command line reads its
-names.
+"""Choose the device and the precision, and adapt PyTorch to them. Importing this imports no torch, since the command
+line reads the names.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def select_device(name: Device = "auto") -> "torch.device":
-    """The named device, or the best one present that is proven. Raises UsageError where the named one is not there.
+    """The named device; for "auto", a CUDA GPU or the CPU. Raises UsageError if the named one is missing.
 
     "auto" is never mps: nobody has checked what cifarctl computes on a Mac's GPU, and PyTorch's gradients and matrix
     products have been wrong there without an error (its issues 175189, 193487 and 195163).
 
-    From here on this thread, and those that start from it, take numbers below 1e-38 for zero. GELU's tails are full of
-    them, and a CPU traps on each: the last epochs of `train-ae` went at half speed, 660 for 1,220 images/s.
+    As a side effect, this thread and those that it starts round numbers below 1e-38 to zero. GELU produces many of
+    them, and on a CPU such numbers are slow: they halved the speed of the last epochs of `train-ae`.
     """
     import numpy as np
     import torch
 
-    for dtype in (np.float32, np.float64):  # NumPy before 2.4 remarks on stderr on what it sees after the next line
+    for dtype in (np.float32, np.float64):  # cached, since NumPy before 2.4 would warn on stderr after the next line
         np.finfo(dtype)
     torch.set_flush_denormal(True)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -51,7 +51,7 @@ def select_device(name: Device = "auto") -> "torch.device":
 
 
 def select_precision(name: Precision, device: "torch.device") -> Literal["fp32", "bf16", "fp16"]:
-    """The named precision, or the fastest that the device has in hardware. Raises UsageError on an impossible one."""
+    """The named precision; for "auto", the fastest that the hardware supports. Raises UsageError on fp16 on a CPU."""
     if name == "fp16" and device.type == "cpu":
         raise UsageError(
             "precision fp16: a CPU has no fast 16-bit float", hint="precision bf16 or auto", parameter="precision"
@@ -64,7 +64,7 @@ def select_precision(name: Precision, device: "torch.device") -> Literal["fp32",
 
 
 def has_bf16(device: "torch.device") -> bool:
-    """Whether the device computes in bf16 itself, and does not emulate it, which is slower than fp32."""
+    """Whether the hardware supports bf16. Emulated bf16, which is slower than fp32, does not count."""
     import torch
 
     if device.type == "cuda":  # a T4 emulates it, and cuDNN has no bf16 convolution for it
@@ -74,7 +74,7 @@ def has_bf16(device: "torch.device") -> bool:
 
 @functools.cache
 def cpu_bf16() -> Literal["amx", "avx512", "emulated"]:
-    """What this CPU multiplies bf16 with: tiles, vectors, or neither, in which case it goes through fp32."""
+    """How this CPU multiplies bf16: with AMX tiles, AVX512 vectors, or emulated through fp32."""
     import torch
 
     if hasattr(torch.cpu, "get_capabilities"):
@@ -86,8 +86,8 @@ def cpu_bf16() -> Literal["amx", "avx512", "emulated"]:
 
 
 def can_build_kernels() -> bool:
-    """Whether Triton finds what it builds a GPU's kernels with: a C compiler and Python's headers. Where it does not,
-    users would see the compiler's complaints.
+    """Whether there are a C compiler and Python's headers, which Triton needs to build kernels. Without this check,
+    users would see the compiler's error messages.
     """
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -95,20 +95,20 @@ def can_build_kernels() -> bool:
 
 @functools.cache
 def runs_kernels(device: "torch.device") -> bool:
-    """Whether kernels in Triton, which comes with PyTorch for NVIDIA's GPUs on Linux, can be built for this device."""
+    """Whether Triton, which comes with PyTorch for NVIDIA's GPUs on Linux, can build kernels for this device."""
     if device.type != "cuda" or not can_build_kernels():
         return False
     try:
         from cifarctl import triton_trial
 
         triton_trial.run(device)
-    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):  # the GPU is too old for it, for one
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError):  # for example on a GPU that is too old
         return False
     return True
 
 
 def algebra_device(device: "torch.device") -> "torch.device":
-    """Where to decompose matrices of tensors on `device`, and to make them from many images: the CPU for mps.
+    """The device for matrix decompositions, and sums over many images, of tensors on `device`: the CPU instead of mps.
 
     Torch 2.7 has no `eigh` and no `svd` for mps, and on an M1 or M2 sums of 32,767 terms or more have been wrong
     without an error (PyTorch issue 195163).
@@ -119,8 +119,8 @@ def algebra_device(device: "torch.device") -> "torch.device":
 
 
 def memory_format(device: "torch.device") -> "torch.memory_format":
-    """How images and filters lie in memory: channels last, which convolutions read fastest, but not on mps, where a
-    batch norm's gradients for such images have been an error, or wrong without one (PyTorch issue 175189).
+    """The memory format of images and filters: channels last, the fastest for convolutions, except on mps, where batch
+    norm's gradients have then been wrong (PyTorch issue 175189).
     """
     import torch
 
@@ -137,23 +137,23 @@ def autocast(device: "torch.device", precision: Precision) -> contextlib.Abstrac
 
 
 def reuse_memory() -> None:
-    """Make the C library keep freed memory instead of giving it back, where it is glibc; elsewhere do nothing.
+    """Make glibc keep freed memory instead of returning it to the system; with other C libraries, do nothing.
 
-    A training step frees and asks for the same sizes over and over, and pages that come fresh from the kernel are
-    faulted in one by one: 1272 -> 1354 images/s for the classifier on two Xeon cores.
+    Every training step allocates and frees the same sizes, and each new page costs a page fault: the classifier trains
+    6 % faster this way.
     """
     if (c_library := _c_library()) is None:
         return
     with contextlib.suppress(AttributeError):
         mallopt = c_library.mallopt
-        # Blocks of more than 32 MiB, as activations are, are else mapped one by one, and unmapped as soon as freed: no
-        # threshold can be higher. 498 -> 485 ms a step at 24 pixels, batch 512, on two EPYC cores.
+        # Else glibc maps blocks of more than 32 MiB, such as activations, one by one, and unmaps them when they are
+        # freed; that threshold cannot be raised.
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 def release_memory() -> None:
-    """Give back what `reuse_memory` and torch's allocator keep of freed memory."""
+    """Return freed memory, which `reuse_memory` and torch's allocators keep, to the system."""
     import torch
 
     gc.collect()
@@ -175,17 +175,17 @@ def _c_library() -> ctypes.CDLL | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for what Python, torch and its allocators for CPU and mps raise where memory is not enough."""
+    """True for the errors that Python, torch and its allocators for CPU and mps raise if memory runs out."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # What a CPU's allocator says on POSIX and on Windows, and a Mac's GPU.
+    # The messages of the CPU's allocator on POSIX and on Windows, and of mps.
     texts = ("can't allocate memory", "DefaultCPUAllocator: not enough memory", "MPS backend out of memory")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def is_lacking_on_mps(error: BaseException) -> bool:
-    """True for what torch raises where a Mac's GPU cannot do what it is asked; CUDA has something else named MPS."""
+    """True for torch's error if it cannot do something on a Mac's GPU. CUDA has another feature named MPS."""
     text = str(error)
     return isinstance(error, RuntimeError | TypeError) and "MPS" in text and "CUDA" not in text

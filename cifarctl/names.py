@@ -1,30 +1,30 @@
-"""Names from elsewhere (paths, labels, what a weights file says) as text for terminals, pages, figures and files.
+"""Make names from users and files (paths, labels, metadata) safe for terminals, web pages, figures and files.
 
-They may hold anything: orders to a terminal, line breaks, marks that turn the reading direction, bytes that are not
-UTF-8 (which Python keeps as lone surrogates), formulas. In JSON they stay as they are: `json.dumps` writes ASCII, a
-byte that is not UTF-8 as `\\udcXX`, and `os.fsencode` of what is read again gives the name's bytes.
+They may contain anything: escape sequences, line breaks, marks that change the reading direction, formulas, and bytes
+that are not UTF-8, which Python keeps as lone surrogates. In JSON they stay as they are: `json.dumps` writes ASCII, a
+byte that is not UTF-8 as `\\udcXX`, and `os.fsencode` of the parsed text gives the original bytes.
 """
 
 import re
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # by Windows; `:` hides what is written inside another file
-_FILE_NAME_BYTES = 180  # of 255, since what comes before and after it needs room
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # on Windows, where `:` would write into a hidden stream of another file
+_FILE_NAME_BYTES = 180  # of at most 255, since callers add to the name
 
 
 def printable(name: str) -> str:
-    """`name` on one line, with all that cannot be seen as an escape: `\\n`, `\\x1b`, `\\u202e`; a byte as `\\xe9`."""
+    """`name` on one line, with invisible characters escaped: `\\n`, `\\x1b`, `\\u202e`, and `\\xe9` for a raw byte."""
     return name if name.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in name)
 
 
 def spreadsheet_cell(name: str) -> str:
-    """`name` for a CSV file in UTF-8: an apostrophe keeps a spreadsheet from running it as a formula."""
+    """`name` for a CSV file in UTF-8; an apostrophe stops a spreadsheet from running it as a formula."""
     text = "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in name)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def portable_name(name: str) -> str:
-    """`name` as a part of a file's name, on any system."""
+    """`name` as part of a file name that is valid on any system."""
     text = _FORBIDDEN.sub("-", printable(name))
     return text.encode()[:_FILE_NAME_BYTES].decode(errors="ignore")
 

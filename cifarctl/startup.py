@@ -1,5 +1,5 @@
-"""How a command starts and ends sooner: what can go on beside an import does, and what an import leaves is not searched
-over and over. Importing it imports no torch.
+"""Make commands start and end sooner: imports without garbage collection, and work in threads beside them. Importing
+this imports no torch.
 """
 
 import ctypes
@@ -17,18 +17,17 @@ if TYPE_CHECKING:
 
     from cifarctl.hardware import Device
 
-# While modules are imported beside the training loop, the loop gets Python's lock back within so many seconds. With the
-# usual 5 ms a thread, each of a step's ten calls would wait that long.
+# While modules are imported beside the training loop, the loop gets the GIL back within this time. With the default of
+# 5 ms, each of the ten calls of a step would wait that long.
 _SWITCH_SECONDS = 1e-4
 
 
 @contextmanager
 def large_imports() -> Iterator[None]:
-    """Inside, Python does not look for unreachable objects, and from then on not among those that there are now. Where
-    torch is imported already, this does nothing.
+    """Disable garbage collection inside; afterwards, exclude all existing objects from it. Do nothing if torch is
+    imported already.
 
-    Looking took a quarter of what `import torch` takes, and at the end of the process as long again: 1.39 -> 0.96 s for
-    both, 2.01 -> 1.24 s with Matplotlib and TensorBoard, on two Xeon cores.
+    Collecting took a third of the time of `import torch` and of the end of the process together.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -42,10 +41,8 @@ def large_imports() -> Iterator[None]:
 
 
 def wake_gpu(device: "Device") -> None:
-    """Let the driver of an NVIDIA GPU begin in a thread what it does when a process first uses the GPU, if there is one
-    and `device` may be it.
-
-    PyTorch would wait for it: it makes the context that PyTorch uses. Under torchrun, that of this process's GPU.
+    """Create the CUDA context in a thread, if `device` may be an NVIDIA GPU. PyTorch uses the same context and would
+    otherwise wait for it later. Under torchrun, it is the context of this process's GPU.
     """
     if device in ("auto", "cuda"):
         number = int(os.environ["LOCAL_RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
@@ -53,7 +50,7 @@ def wake_gpu(device: "Device") -> None:
 
 
 def _make_context(number: int) -> None:
-    with suppress(OSError, AttributeError):  # no driver, or none of this kind
+    with suppress(OSError, AttributeError):  # no driver, or another kind of driver
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         gpu, context = ctypes.c_int(), ctypes.c_void_p()
         if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(gpu), number) == 0:
@@ -61,15 +58,15 @@ def _make_context(number: int) -> None:
 
 
 def load_gpu_libraries(gpu: "torch.device") -> threading.Thread:
-    """Let cuBLAS and cuDNN begin in a thread what they do at their first call. It draws no random number.
+    """Initialise cuBLAS and cuDNN in a thread, by a first call of each. It draws no random numbers.
 
-    The thread must have ended before a CUDA graph is recorded: it asks for memory.
+    The thread must end before a CUDA graph is recorded, since it allocates memory.
     """
 
     def call() -> None:
         import torch
 
-        with suppress(RuntimeError):  # whoever calls them next is told
+        with suppress(RuntimeError):  # the next call raises it again
             x = torch.zeros(8, 8, 8, 8, device=gpu, dtype=torch.half).to(memory_format=torch.channels_last)
             torch.nn.functional.conv2d(x.requires_grad_(), x.detach()[..., :3, :3], padding=1).sum().backward()
             torch.mm(x.detach().flatten(1), x.detach().flatten(1).T)
@@ -80,7 +77,7 @@ def load_gpu_libraries(gpu: "torch.device") -> threading.Thread:
 
 
 def import_beside(modules: Iterable[str]) -> None:
-    """Import `modules` in a thread, for whoever needs them later. What fails here fails there again."""
+    """Import `modules` in a thread, so that a later import is fast. If one fails here, it fails there again."""
     missing = [module for module in modules if module not in sys.modules]
 
     def load() -> None:

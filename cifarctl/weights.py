@@ -1,5 +1,5 @@
-"""Models to safetensors files and back. A file holds all that is needed to build its model; nothing in it is
-executed.
+"""Save models to safetensors files and load them. A file contains all that is needed to build its model; nothing in it
+is executed.
 """
 
 import json
@@ -23,17 +23,17 @@ from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.version import __version__
 
 _FORMAT = "1"
-_HEADER_BYTES = 100_000_000  # the most that safetensors accepts
+_HEADER_BYTES = 100_000_000  # the maximum that safetensors accepts
 M = TypeVar("M", bound=Model)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a weights file says of its model.
+    """The metadata of a weights file.
 
     model, config: the arguments of `models.build`. classes: their names, none for an autoencoder. data: the data set
     and its split (`data.Source.describe`). metrics: measured at the end of training, by name. training: the command
-    that trained it, and with which versions.
+    that trained it, and the versions it used. created: a time in UTC, ISO 8601.
     """
 
     kind: models.Kind
@@ -66,9 +66,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
 
 def resolve(reference: Path | None, kind: models.Kind) -> Path:
     """The weights file that a user means: a `.safetensors` file, a run's folder, or "classifier" or "autoencoder" for
-    the pretrained ones, where nothing has that name. None is the pretrained one of `kind`.
+    the pretrained ones, if no file or folder has that name. None is the pretrained one of `kind`.
 
-    Raises WeightsError where there is none.
+    Raises WeightsError if there is none.
     """
     if reference is None:
         return PRETRAINED / f"{kind}.safetensors"
@@ -97,7 +97,7 @@ def load_autoencoder(path: Path, device: torch.device) -> tuple[Autoencoder, Mod
 
 
 def read_info(path: Path) -> ModelInfo:
-    """Read and check what the file says of its model, and none of its tensors. Raises WeightsError."""
+    """Read and check the file's metadata, but not its tensors. Raises WeightsError."""
     try:
         with safe_open(path, framework="pt") as file:
             return _parse(path, file.metadata() or {})
@@ -124,9 +124,9 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
         tensors.setdefault("smoothing", torch.zeros(()))
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or tensor.is_floating_point() != expected[name].is_floating_point():
-            found, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, expected[name]))
-            raise WeightsError(f"{path}: tensor {name} is {found}, expected {wanted}")
-        # Files may store fewer bits (bf16, fp16); models compute in what they were built for.
+            found, needed = (f"{t.dtype} {tuple(t.shape)}" for t in (tensor, expected[name]))
+            raise WeightsError(f"{path}: tensor {name} is {found}, expected {needed}")
+        # Files may store fewer bits (bf16, fp16); models compute in the type that they were built with.
         tensors[name] = tensor.to(device, expected[name].dtype)
         if not tensors[name].isfinite().all():
             raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
@@ -141,10 +141,10 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
 
 
 def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the file, which must have the names of `expected` and not many more bytes than those can take.
+    """The tensors of the file, which must have the names of `expected` and about their size.
 
-    They are read into memory, since mapped ones crash the process when the file is cut short in place (SIGBUS), and
-    safetensors 0.8.0 loses 64 bytes with each.
+    They are read into memory: a mapped file crashes the process if it is truncated meanwhile (SIGBUS), and safetensors
+    0.8.0 leaks 64 bytes per mapped tensor.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -156,13 +156,13 @@ def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
             raise WeightsError(f"{path}: {size:,} bytes are more than its model's tensors can take")
         tensors = load(path.read_bytes())
         return {name: tensors[name] for name in expected if name in found}
-    # The last four: an odd dtype, or a file that changed in between.
+    # The last four: an unknown dtype, or a file that has changed in between.
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: its tensors cannot be read ({error})") from None
 
 
 def _parse(path: Path, metadata: dict[str, str]) -> ModelInfo:
-    """Check the metadata field by field."""
+    """Check the metadata field by field. Raises WeightsError."""
 
     def text(name: str) -> str:
         if name not in metadata:

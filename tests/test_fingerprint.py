@@ -15,7 +15,7 @@ from test_folders import make_folder, picture
 
 from cifarctl import api, weights
 from cifarctl.data import Dataset, Source
-from cifarctl.data.cache import cache_path, write_cache
+from cifarctl.data.data_file import data_file_path, write_data_file
 from cifarctl.data.fingerprint import fingerprint
 from cifarctl.data.synthetic import draw_synthetic
 from cifarctl.errors import ChangedDataError, RunDirError
@@ -275,7 +275,7 @@ class TestArchive:
         names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
         splits = [Dataset(part.images, part.labels, names) for part in parts]
         for name, digest in (("one", "a" * 64), ("two", "b" * 64)):
-            write_cache(cache_path("cifar10", tmp_path / name), splits[0], splits[1], digest)
+            write_data_file(data_file_path("cifar10", tmp_path / name), splits[0], splits[1], digest)
         return tmp_path / "one", tmp_path / "two"
 
     def test_another_one_is_said_on_test_and_refused_on_val(

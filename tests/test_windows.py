@@ -20,7 +20,7 @@ from PIL import Image
 
 from cifarctl import wording
 from cifarctl.cli import completion
-from cifarctl.data.cache import archive_digest, write_cache
+from cifarctl.data.data_file import archive_digest, write_data_file
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.download import common_places, is_url
 from cifarctl.hardware import is_out_of_memory
@@ -57,7 +57,7 @@ def run_as_windows(folder: Path, archive: SmallArchive) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
     split = Dataset(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 2, HOSTILE_CLASSES)
-    write_cache(folder / "odd" / "cifar10.safetensors", split, split, "0" * 64)
+    write_data_file(folder / "odd" / "cifar10.safetensors", split, split, "0" * 64)
     download = ("download", "--from", archive.path, "--sha256", archive.sha256, "--data-dir", data)
     mlp = ("train-clf", "--data", "synthetic", "--arch", "mlp", *FEW, "--out", clf)
     predict = ("predict", "-m", clf)

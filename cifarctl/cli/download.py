@@ -68,7 +68,7 @@ def download(
         return
     from cifarctl.data import Source
     from cifarctl.data.archive import ARCHIVES
-    from cifarctl.data.cache import archive_digest
+    from cifarctl.data.data_file import archive_digest
     from cifarctl.data.download import Installed, common_places, install, is_url, official_sources
 
     archive = ARCHIVES[data]

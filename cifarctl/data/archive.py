@@ -1,4 +1,4 @@
-"""The official archives: where they are, how to know them, and how to read them without extracting anything."""
+"""The official archives: their addresses and digests, and how to read them without extracting anything."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ PIXELS = 3 * 32 * 32
 class Archive:
     """One published archive. Source: https://www.cs.toronto.edu/~kriz/cifar.html
 
-    size: of the `.tar.gz`, in bytes. sha256: its digest. digests: of the files in it, as "ALGORITHM:HEX"; where nobody
-    has published a SHA-256, it is the MD5 that torchvision checks (nobody can make another file with a given MD5).
+    size: of the `.tar.gz`, in bytes. sha256: its digest. digests: of the files in it, as "ALGORITHM:HEX"; if nobody has
+    published a SHA-256, the MD5 that torchvision checks (nobody can make another file with a given MD5).
     """
 
     name: str
@@ -44,7 +44,7 @@ class Archive:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """What the archive is called on disk: its own name, and Keras's."""
+        """The archive's possible names on disk: its own, and Keras's."""
         return (self.urls[-1].rsplit("/", 1)[1], f"{self.folder}.tar.gz")
 
 
@@ -105,20 +105,20 @@ def sha256_of(path: Path) -> str:
 def read_archive(archive: Archive, path: Path) -> tuple[Dataset, Dataset]:
     """Read (train, test) from the `.tar.gz` at `path`, in memory.
 
-    Raises DataError, naming the file and the member, where it is not such an archive. It does not check the
-    digest: call `sha256_of` first.
+    Raises DataError, naming the file and the member, if it is not such an archive. It does not check the digest: call
+    `sha256_of` first.
     """
-    wanted = {f"{archive.folder}/{member}": member for member in archive.members}
-    members = {wanted[name]: content for name, content in read_members(path, wanted).items()}
+    member_of_name = {f"{archive.folder}/{member}": member for member in archive.members}
+    members = {member_of_name[name]: content for name, content in read_members(path, member_of_name).items()}
     if missing := [member for member in archive.members if member not in members]:
         raise DataError(f"{path}: no {archive.folder}/{missing[0]} in it, so this is no {archive.name} archive")
     return _decode_all(archive, members, path)
 
 
 def read_batches(archive: Archive, folder: Path) -> tuple[Dataset, Dataset]:
-    """Read (train, test) from the unpacked archive in `folder`, every file of which must have its published digest.
+    """Read (train, test) from the unpacked archive in `folder`.
 
-    Raises DataError, naming the file, where one is missing or another one.
+    Raises DataError, naming the file, if one is missing or does not have its published digest.
     """
     members = {}
     for member in archive.members:
@@ -137,7 +137,7 @@ def read_batches(archive: Archive, folder: Path) -> tuple[Dataset, Dataset]:
 
 
 def _decode_all(archive: Archive, members: dict[str, bytes], path: Path) -> tuple[Dataset, Dataset]:
-    """(train, test) of the files' contents, which are taken out of `members` one by one."""
+    """Decode the files' contents to (train, test). Each is removed from `members`, to free its memory."""
     classes = _class_names(_decode(path, archive.meta, members), archive)
     return (
         _join([_decode(path, member, members) for member in archive.train], classes, archive, path),
@@ -160,14 +160,14 @@ def _class_names(meta: dict[str, Any], archive: Archive) -> tuple[str, ...]:
 
 
 def _join(batches: Sequence[dict[str, Any]], classes: tuple[str, ...], archive: Archive, path: Path) -> Dataset:
-    """One data set of all `batches`, after checking that each is what the format says."""
+    """Join all `batches` to one data set, after checking each against the format."""
     images, labels = [], []
     for batch in batches:
         pixels, targets = batch.get("data"), batch.get(archive.labels_key)
         if not isinstance(pixels, np.ndarray) or pixels.shape[1] != PIXELS:
-            raise DataError(f"{path}: a batch has no array of {PIXELS} values an image under 'data'")
+            raise DataError(f"{path}: a batch has no array of {PIXELS} values per image under 'data'")
         if not isinstance(targets, list) or len(targets) != len(pixels):
-            raise DataError(f"{path}: a batch has not one label an image under {archive.labels_key!r}")
+            raise DataError(f"{path}: a batch has no list of one label per image under {archive.labels_key!r}")
         if not all(type(label) is int and 0 <= label < len(classes) for label in targets):
             raise DataError(f"{path}: a label is not an integer from 0 to {len(classes) - 1}")
         images.append(pixels)

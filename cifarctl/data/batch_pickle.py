@@ -1,12 +1,12 @@
 """Read CIFAR's batch pickles without an unpickler.
 
 The official archives hold Python-2 pickles (protocol 2): a dictionary of strings, lists of small integers and one
-uint8 array. A pickle is a program for a stack machine, and a general unpickler runs whatever program it is given.
-This one interprets the two dozen opcodes that those files use; the only "callables" it knows are three names that stand
-for NumPy's array, and they are placeholders here: nothing is imported or called.
+uint8 array. A pickle is a program for a stack machine, and a general unpickler runs any program. This one interprets
+only the two dozen opcodes that those files use. The only "callables" it knows are three names that stand for NumPy's
+array, and they are placeholders: nothing is imported or called.
 
-Memory follows the file's size and not what the file says: a length is compared with the bytes that are there, an array
-is a view of them, and the number of opcodes is limited by the number of images that so many bytes can hold.
+Memory depends on the file's size, not on what the file claims: lengths are compared with the bytes that exist, an array
+is a view of them, and the size limits the number of opcodes.
 """
 
 import math
@@ -27,11 +27,11 @@ _UINT16: Final = struct.Struct("<H")
 _UINT32: Final = struct.Struct("<I")
 _INT32: Final = struct.Struct("<i")
 
-# An image takes four opcodes (two labels, a name and its memo) beside its 3072 bytes of pixels: one in 400 bytes is
-# twice that. An empty list or dictionary is one byte in the file and 60 in memory, so that this is the limit on memory.
+# An image takes four opcodes (two labels, a name and its memo) besides its 3072 bytes of pixels; one per 400 bytes is
+# twice as many. This limits memory, since an empty list takes one byte in the file and 60 bytes in memory.
 _OPCODES: Final = 2000
 _BYTES_PER_OPCODE: Final = 400
-# Longer text is the contents of an array. It stays a view, since a text can be repeated by two bytes of the file.
+# Longer text is the content of an array. It stays a view, since two bytes of the file can repeat a text.
 _MAX_TEXT: Final = 4096
 _MAX_NAME: Final = 200
 
@@ -43,7 +43,7 @@ class _Global:
 
 @dataclass
 class _Array:
-    """A uint8 array that REDUCE has announced and BUILD fills."""
+    """A uint8 array that REDUCE creates and BUILD fills."""
 
     values: NDArray[np.uint8] | None = None
 
@@ -62,9 +62,8 @@ _GLOBALS: Final = {g.name: g for g in (_RECONSTRUCT, _NDARRAY, _DTYPE)}
 def read_batch(data: bytes) -> dict[str, Any]:
     """Decode one batch file.
 
-    Returns its dictionary: strings (decoded as Latin-1, which keeps every byte), integers, lists of those, and
-    arrays as NumPy uint8 (rows, columns), read-only views of `data`. Raises DataError on anything else, at the first
-    opcode that is not expected.
+    Returns its dictionary: strings (decoded as Latin-1, which keeps every byte), integers, lists of both, and arrays as
+    NumPy uint8 (rows, columns), read-only views of `data`. Raises DataError at the first unexpected opcode.
     """
     machine = _Machine(data)
     try:
@@ -72,7 +71,7 @@ def read_batch(data: bytes) -> dict[str, Any]:
     except DataError as error:
         raise DataError(f"{error} at byte {machine.position}") from None
     except (ValueError, IndexError, KeyError, TypeError) as error:
-        # A stack machine fed nonsense: an empty stack, a memo that is not there, a tuple of another length.
+        # An invalid program: an empty stack, a missing memo, a tuple of another length.
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise DataError(f"damaged batch: {reason} at byte {machine.position}") from None
     if type(result) is not dict:
@@ -95,8 +94,8 @@ class _Machine:
 
     def __init__(self, data: bytes) -> None:
         self.data, self.view = data, memoryview(data)
-        self.next = 0  # the first byte that is not read yet
-        self.position = 0  # of the opcode that is executed
+        self.next = 0  # index of the first unread byte
+        self.position = 0  # index of the current opcode
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -210,7 +209,7 @@ class _Machine:
 
 
 def _extend(target: list[str | int], items: list[Any]) -> None:
-    """Append labels or names. A list in a list is refused, so that none can hold itself or double at every opcode."""
+    """Append labels or names. Lists in lists are refused: they could contain themselves, or double at every opcode."""
     for item in items:
         if type(item) is not int and type(item) is not str:
             raise DataError(f"refused: {type(item).__name__} in a list, which no CIFAR batch has")

@@ -1,9 +1,8 @@
 """Processes that decode image files beside the threads of this one.
 
-Python's lock lets one thread run at a time, and a small file holds it for most of its decoding: sixteen threads decoded
-2,936 files/s of 32×32 pixels on a machine where one process alone did more. Each of these processes reads lines of JSON
-from a pipe and runs nothing but `serve`: it imports neither the program that started it, as `multiprocessing` would,
-nor torch. It ends when the pipe does, however this process ends.
+The decoding of a small file holds the GIL most of the time, so threads alone gain little. Each of these processes reads
+lines of JSON from a pipe and runs nothing but `serve`: it imports neither the program that started it, as
+`multiprocessing` would, nor torch. It ends when the pipe is closed, however this process ends.
 """
 
 import json
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from cifarctl.errors import ImageError
 
-FILES_IN_THREADS = 2000  # so few are decoded before processes would have started
+FILES_IN_THREADS = 2000  # threads decode this many before processes would have started
 _READY = b"ready\n"
 _PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
@@ -32,15 +31,15 @@ _Process = subprocess.Popen[bytes]
 
 
 class DecoderProcesses:
-    """Up to `count` processes, which start when more than `after` files are expected. `decode` may be called by several
-    threads at once, the other methods by one.
+    """At most `count` processes, which start when more than `after` files are expected. Several threads may call
+    `decode` at the same time; only one may call the other methods.
 
-    What a process cannot do is left to the caller: files that come while none is free, images so large that two at a
-    time take too much memory, and all that a process held when it was killed.
+    The caller must decode the rest itself: files that come while no process is free, images so large that two at a time
+    take too much memory, and the files of a process that was killed.
     """
 
     def __init__(self, count: int, after: int = FILES_IN_THREADS) -> None:
-        # What embeds Python names another program here, or none.
+        # In a program that embeds Python, sys.executable is another program, or empty.
         is_python = Path(sys.executable or "").stem.lower().startswith(("python", "pypy"))
         self._count = count if is_python else 0
         self._after = after
@@ -51,14 +50,14 @@ class DecoderProcesses:
         self._stopped = threading.Event()
 
     def expect(self, files: int) -> None:
-        """Say that so many more files are going to be decoded."""
+        """Announce that this many more files will be decoded."""
         self._expected += files
         if self._count and self._expected > self._after and self._starter.ident is None:
             self._starter.start()
 
     def decode(self, paths: Sequence[Path]) -> list[NDArray[np.uint8] | ImageError | None] | None:
-        """For each path what `images.read_or_error` gives, or None where that is left to the caller; None for all if no
-        process is free, or the one that was has ended.
+        """The result of `images.read_or_error` for each path, or None for a path that the caller must decode itself.
+        Returns None, not a list, if no process is free or the process has ended.
         """
         try:
             process = self._idle.get_nowait()
@@ -72,22 +71,22 @@ class DecoderProcesses:
         return answers
 
     def stop(self) -> None:
-        """End the processes, whatever they are at. Threads that wait for one no longer do."""
+        """Kill the processes, even while they decode. Threads that wait for an answer stop waiting."""
         self._stopped.set()
         for process in list(self._processes):
             process.kill()
 
     def close(self) -> None:
-        """After `stop`, and when no thread is in `decode`: leave no pipe open and no process to be waited for."""
+        """Close all pipes and wait for the processes. Call it after `stop`, when no thread is in `decode`."""
         if self._starter.ident is not None:
             self._starter.join()
         for process in self._processes:
             process.kill()
-            with suppress(OSError):  # what was never sent
+            with suppress(OSError):  # from data that was never sent
                 process.__exit__(None, None, None)
 
     def _start(self) -> None:
-        """Start all of them at once, and offer each as soon as it has said that it is ready."""
+        """Start all processes, and make each available as soon as it has said that it is ready."""
         search_path = json.dumps(sys.path).encode() + b"\n"
         with suppress(OSError):  # the system allows no more processes, or one has ended
             while len(self._processes) < self._count and not self._stopped.is_set():
@@ -119,7 +118,7 @@ def _ask(process: _Process, paths: Sequence[Path]) -> list[NDArray[np.uint8] | I
     outcomes = json.loads(process.stdout.readline())
     pixels = np.empty((outcomes.count(True), 32, 32, 3), np.uint8)
     if process.stdout.readinto(pixels) != pixels.nbytes:  # type: ignore[attr-defined]
-        raise ValueError("it ended")
+        raise ValueError("the answer ends early")
     images = iter(pixels.transpose(0, 3, 1, 2))
     return [
         next(images) if outcome is True else ImageError(outcome) if isinstance(outcome, str) else None
@@ -128,11 +127,11 @@ def _ask(process: _Process, paths: Sequence[Path]) -> list[NDArray[np.uint8] | I
 
 
 class _LargeImageError(ImageError):
-    """Is left to the process that asked."""
+    """The image is large, so the process that asked must decode it."""
 
 
-class _LeftToOthers:
-    """In the place of the lock that a large image takes."""
+class _RefuseLarge:
+    """Takes the place of the lock for large images, and refuses them."""
 
     def __enter__(self) -> None:
         raise _LargeImageError("large")
@@ -141,18 +140,18 @@ class _LeftToOthers:
 
 
 def serve() -> None:
-    """What each process runs. A line of stdin is a JSON list of paths. The answer is a line with an outcome each: true,
-    false if it is left to the other side, or the error's text; then the pixels of those that are true.
+    """The program of each process. A line of stdin is a JSON list of paths. The answer is a line with a JSON list: per
+    path true, false if the other side must decode it, or the error's text. Then come the pixels for each true.
     """
     from cifarctl.data.images import no_warnings, read_or_error
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes, and the first ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the main one ends these
     with os.fdopen(os.dup(1), "wb") as answers, no_warnings(), suppress(OSError):
-        os.dup2(2, 1)  # what a decoder prints would be taken for an answer
+        os.dup2(2, 1)  # so that output of a decoder is not mistaken for an answer
         answers.write(_READY)
         answers.flush()
         for line in sys.stdin.buffer:
-            found = [read_or_error(Path(name), _LeftToOthers()) for name in json.loads(line)]
+            found = [read_or_error(Path(name), _RefuseLarge()) for name in json.loads(line)]
             answers.write(json.dumps([_outcome(image) for image in found]).encode() + b"\n")
             answers.writelines(image.transpose(1, 2, 0).tobytes() for image in found if isinstance(image, np.ndarray))
             answers.flush()

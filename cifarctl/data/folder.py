@@ -1,4 +1,4 @@
-"""A folder of images as a data set: DIR/{train,test}/CLASS/*.png, any class names, any image size."""
+"""A folder of images as a data set: DIR/{train,test}/CLASS/*.png, with any class names and image sizes."""
 
 import os
 from contextlib import suppress
@@ -18,15 +18,15 @@ from cifarctl.data.kind import DataKind, Stored
 from cifarctl.errors import DataError, ImageError
 
 _LAYOUT = "expected DIR/{train,test}/CLASS/*.png (or .jpg, …)"
-# What others call a folder of images that are not trained on.
-_HELD_OUT = ("val", "valid", "validation", "dev", "eval", "holdout")
+# Other common names of a folder of images that are not trained on.
+_TEST_NAMES = ("val", "valid", "validation", "dev", "eval", "holdout")
 
 
 class ImageFolder(DataKind):
-    """The folder at `root`: which images each split holds, found without decoding them, and then the images.
+    """The data set in the folder `root`. Its image files are found without decoding them.
 
     A split is "train" or "test". Classes are the names of the folders in `root`/train, sorted. All methods raise
-    DataError if the split, or anything in it, is missing, cannot be listed, or is not what it should be.
+    DataError if the split, or something in it, is missing, cannot be listed, or does not have the expected layout.
     """
 
     is_path = True
@@ -45,7 +45,7 @@ class ImageFolder(DataKind):
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes. At least two, or DataError."""
+        """The names of the classes. Raises DataError if there are fewer than two."""
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: no such folder",
@@ -76,26 +76,26 @@ class ImageFolder(DataKind):
         return self.classes
 
     def remarks(self, split: Stored) -> list[str]:
-        """What is in the split and not used, or missing from it without harm, in words."""
+        """Remarks on files in the split that are not used, and on classes without images in it."""
         self.files(split)
         return self._remarks[split]
 
     def unused(self) -> list[str]:
-        """The folders in `root` that are no split, in words."""
+        """A remark on the folders in `root` that are not a split, if there are any."""
         names = [name for name in _subfolders(self.root)[0] if name not in ("train", "test")]
         used = "train and test are, and validation images are drawn from train"
         text = f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used: {used}"
         return [text] if names else []
 
     def describe(self) -> dict[str, Any]:
-        """The classes, and what tells the splits' files from others."""
+        """The classes, and the fingerprints of the splits' files."""
         files = {"train": self.fingerprint("train")}
         with suppress(DataError):  # training needs a test split (`Source.check`), drawing reconstructions does not
             files["test"] = self.fingerprint("test")
         return {"classes": list(self.classes), "files": files}
 
     def fingerprint(self, split: str) -> dict[str, Any]:
-        """What tells the split's files from others (`fingerprint.fingerprint`)."""
+        """The fingerprint of the split's files (`fingerprint.fingerprint`)."""
         if split not in self._fingerprints:
             paths = (path for path, _ in self.files(split))
             try:
@@ -105,7 +105,7 @@ class ImageFolder(DataKind):
         return self._fingerprints[split]
 
     def read(self, split: Stored) -> Dataset:
-        """Decode every image of the split. Unreadable ones are counted, and the first is named."""
+        """Decode every image of the split. The DataError for unreadable images names the first and counts the rest."""
         files = self.files(split)
         images = np.empty((len(files), 3, 32, 32), np.uint8)
         failures = []
@@ -158,7 +158,7 @@ class ImageFolder(DataKind):
         if os.path.lexists(folder):
             return _subfolders(folder)
         others = {name.lower(): name for name in _subfolders(self.root)[0]}
-        near = get_close_matches(split, others) or [name for name in _HELD_OUT if split == "test" and name in others]
+        near = get_close_matches(split, others) or [name for name in _TEST_NAMES if split == "test" and name in others]
         if near:
             hint = f"did you mean {others[near[0]]}? Rename it to {split}; {_LAYOUT}"
         elif split == "train":
@@ -169,7 +169,7 @@ class ImageFolder(DataKind):
 
 
 def _subfolders(folder: Path) -> tuple[list[str], int]:
-    """The names of the folders in `folder`, sorted, and how many files are beside them. Hidden ones do not count."""
+    """The sorted names of the folders in `folder`, and the number of files beside them, both without hidden ones."""
     try:
         entries = [each for each in folder.iterdir() if not each.name.startswith(".") and each.name != "__MACOSX"]
         names = sorted(each.name for each in entries if each.is_dir())

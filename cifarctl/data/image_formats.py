@@ -1,9 +1,9 @@
-"""Which image formats are read: those that Pillow decodes in the process, and whose size is known before that."""
+"""Which image formats are read: those that Pillow itself decodes, and whose size is known before decoding."""
 
-# Pillow's names, and the suffixes that it registers for each (a test compares them). Not in the list, on purpose:
-# EPS and WMF, since Pillow starts another program for them or asks Windows; BUFR, GRIB, HDF5 and MPEG, which it knows
-# and cannot decode; IPTC, since it holds a picture of any other format; BLP and FITS, since what they hold has no size
-# that is known before it is decoded.
+# Pillow's names, and the suffixes that it registers for each (a test compares them). Left out on purpose: EPS and WMF,
+# since Pillow starts another program or calls Windows for them; BUFR, GRIB, HDF5 and MPEG, which it recognises but
+# cannot decode; IPTC, since it contains a picture of any other format; BLP and FITS, since the size of their content is
+# not known before decoding.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -43,14 +43,14 @@ FORMATS: dict[str, tuple[str, ...]] = {
 FORMAT_OF_SUFFIX = {suffix: format for format, suffixes in FORMATS.items() for suffix in suffixes}
 
 
-# What people have under the name of an image, by how it starts. Each is an error that says what to do.
+# Formats that are not read, by their first bytes; the error names them and says what to do.
 _NOT_READ = {
     "PostScript": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
     "PDF": (b"%PDF",),
     "a Windows metafile": (b"\xd7\xcd\xc6\x9a", b"\x01\x00\x00\x00"),
     "SVG": (b"<svg", b"<?xml"),
     "HEIC": (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"),
-    "AVIF": (b"ftypavif", b"ftypavis"),  # a Pillow that cannot read it
+    "AVIF": (b"ftypavif", b"ftypavis"),  # if Pillow was built without it
     "JPEG XL": (b"\xff\x0a", b"\x00\x00\x00\x0cJXL "),
     "FITS": (b"SIMPLE  =",),
     "HDF5": (b"\x89HDF",),
@@ -64,7 +64,7 @@ _STARTS_A_PROGRAM = ("PostScript", "a Windows metafile")
 
 
 def why_not_read(start: bytes) -> str:
-    """The reason that a file with these first bytes, which no reader has accepted, is not read."""
+    """The reason why a file that starts with these bytes is not read, after every reader has refused it."""
     for name, signatures in _NOT_READ.items():
         if start.startswith(signatures) or start[4:12] in signatures:
             reason = ", since another program would have to be started" if name in _STARTS_A_PROGRAM else ""

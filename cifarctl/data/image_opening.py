@@ -1,4 +1,4 @@
-"""From a file to an opened image whose pixels are not decoded yet, and are known not to be too many."""
+"""Open image files without decoding their pixels, after checking that these are not too many."""
 
 import contextlib
 import io
@@ -17,23 +17,23 @@ from cifarctl.data.image_formats import FORMAT_OF_SUFFIX, FORMATS
 from cifarctl.data.pixels import SIDE
 from cifarctl.errors import ImageError
 
-# Of an image's pixels as they are decoded; JPEG is scaled down while it is. With Pillow's copies they take 256 MB.
+# The limit on decoded pixels, which take 256 MB with Pillow's copies. A JPEG counts as it is scaled during decoding.
 MAX_PIXELS = 32_000_000
 _MAX_BYTES = 256_000_000
-_JPEG_2000_BYTES = 25  # a pixel while OpenJPEG decodes it, measured on 31 million RGBA pixels
+_JPEG_2000_BYTES = 25  # per pixel, while OpenJPEG decodes it (measured)
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks without which the pixels, or how they are turned, are not known.
+# The chunks that the pixels and their orientation need.
 _NEEDED_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 
 
 def open_image(file: IO[bytes], suffix: str) -> tuple[ImageFile, int]:
-    """Open what `file` holds, whatever its `suffix` says: that only decides what is tried first. Also returns the bytes
-    that decoding takes, about.
+    """Open the image in `file`. `suffix` only decides which format is tried first. Returns the image, and an estimate of
+    the bytes that decoding takes.
 
     Raises ImageError if it is too large, UnidentifiedImageError, and whatever Pillow raises on a damaged header.
     """
     likely = FORMAT_OF_SUFFIX.get(suffix)
-    if likely is not None:  # alone, since Pillow imports the readers of all formats for one that it has not met
+    if likely is not None:  # tried first, since Pillow imports the readers of all formats to identify a file
         with contextlib.suppress(UnidentifiedImageError, KeyError):  # KeyError: a Pillow without this format
             return _checked(Image.open(file, formats=[likely]))
     Image.init()
@@ -41,7 +41,7 @@ def open_image(file: IO[bytes], suffix: str) -> tuple[ImageFile, int]:
 
 
 def bytes_when_opened(file: IO[bytes]) -> int:
-    """What Pillow takes as soon as it opens the file: it decodes icons, and makes room for WebP.
+    """The bytes of memory that Pillow takes when it opens the file: it decodes icons, and allocates WebP's pixels.
 
     Raises ImageError if that is too much.
     """
@@ -52,7 +52,7 @@ def bytes_when_opened(file: IO[bytes]) -> int:
         sizes = [_webp_size(start)]
     elif start[:4] == b"\x00\x00\x01\x00":
         sizes = _icon_sizes(file, start)
-    if start[8:12] == b"WEBP" or start[4:8] == b"ftyp":  # which are read as a whole
+    if start[8:12] == b"WEBP" or start[4:8] == b"ftyp":  # these formats are read as a whole
         size = os.fstat(file.fileno()).st_size
         if size > _MAX_BYTES:
             raise ImageError(f"too large: a file of {size:,} bytes, more than {_MAX_BYTES:,}")
@@ -66,8 +66,8 @@ def is_png(file: IO[bytes]) -> bool:
 
 
 def without_metadata(file: IO[bytes]) -> IO[bytes]:
-    """A PNG file as one without the chunks that its pixels do not need: damaged or huge ones are no reason."""
-    return io.BufferedReader(_Parts(file, list(_needed_parts(file))))
+    """A view of a PNG file without the chunks that its pixels do not need, which may be damaged or huge."""
+    return io.BufferedReader(_FileRanges(file, list(_needed_ranges(file))))
 
 
 def _checked(image: ImageFile) -> tuple[ImageFile, int]:
@@ -76,14 +76,14 @@ def _checked(image: ImageFile) -> tuple[ImageFile, int]:
         if (stored := _stored_coefficients(image)) > _MAX_BYTES:
             pixels = image.width * image.height
             raise ImageError(f"too large: {pixels:,} pixels in several scans, which take {stored / 1e6:,.0f} MB")
-        # The decoder can scale by powers of two while decoding: a 12-megapixel photograph 8 times faster.
+        # The decoder can scale by powers of two, which is 8 times faster for a photograph of 12 megapixels.
         image.draft("RGB", (2 * SIDE, 2 * SIDE))
     if image.format == "ICNS" and image.fp is not None:
         for size in _icon_sizes(image.fp, b"icns"):
             _required(size)
     pixels = _required(image.size)
     if isinstance(image, Jpeg2KImageFile) and _JPEG_2000_BYTES * pixels > _MAX_BYTES:
-        image.reduce = 1  # half of each side
+        image.reduce = 1  # half the width and height
         pixels //= 4
         if _jpeg_2000_levels(image) < 1:
             raise ImageError(
@@ -101,19 +101,19 @@ def _required(size: tuple[int, int]) -> int:
 
 
 def _stored_coefficients(image: JpegImageFile) -> int:
-    """The bytes that libjpeg keeps of a JPEG at its full size: none, unless its scans must be put together."""
-    several = "progressive" in image.info
-    if type(image) is JpegImageFile and image.fp is not None:  # which has been read up to the first scan's marker
+    """The bytes that libjpeg stores of a JPEG at full size: none, unless it has several scans, to be combined."""
+    has_several_scans = "progressive" in image.info
+    if type(image) is JpegImageFile and image.fp is not None:  # it has been read up to the first scan's marker
         scan = image.fp.read(3)
-        several |= len(scan) == 3 and scan[2] < len(image.layer)
-    if not several:
+        has_several_scans |= len(scan) == 3 and scan[2] < len(image.layer)
+    if not has_several_scans:
         return 0
     samples = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
     return 2 * image.width * image.height * sum(samples) // max(*samples, 1, 1)
 
 
 def _jpeg_2000_levels(image: Jpeg2KImageFile) -> int:
-    """How many times the image can be halved while it is decoded: the COD marker's field, in the first header."""
+    """How many times the image can be halved while it is decoded, from the COD marker of the first header."""
     assert image.fp is not None
     position = image.fp.tell()
     image.fp.seek(0)
@@ -128,7 +128,7 @@ def _jpeg_2000_levels(image: Jpeg2KImageFile) -> int:
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
-    """The canvas of a WebP file by its first 32 bytes. Source: RFC 9649."""
+    """Width and height of a WebP file, from its first 32 bytes. Source: RFC 9649."""
     if start[12:16] == b"VP8X":
         return int.from_bytes(start[24:27], "little") + 1, int.from_bytes(start[27:30], "little") + 1
     if start[12:16] == b"VP8L":
@@ -138,7 +138,7 @@ def _webp_size(start: bytes) -> tuple[int, int]:
 
 
 def _icon_sizes(file: IO[bytes], start: bytes) -> Iterator[tuple[int, int]]:
-    """The true sizes of the pictures in a Windows or macOS icon: its directory may say less."""
+    """The true sizes of the pictures in a Windows or macOS icon; its directory may give smaller ones."""
     is_windows = start[0] == 0
     for offset in list(_windows_offsets(file) if is_windows else _macos_offsets(file)):
         file.seek(offset)
@@ -149,11 +149,11 @@ def _icon_sizes(file: IO[bytes], start: bytes) -> Iterator[tuple[int, int]]:
             yield struct.unpack_from(">II", head, 16)
         elif head.startswith(b"\xff\x4f\xff\x51"):  # a JPEG 2000 codestream
             yield struct.unpack_from(">II", head, 8)
-        elif (header := head.find(b"ihdr")) in range(56):  # JPEG 2000 in its box: height, width
+        elif (header := head.find(b"ihdr")) in range(56):  # a JPEG 2000 file: height, width
             yield struct.unpack_from(">II", head, header + 4)
         elif is_windows:
             width, height = struct.unpack_from("<HH" if head[0] == 12 else "<ii", head, 4)
-            yield abs(width), abs(height) // 2  # above its mask
+            yield abs(width), abs(height) // 2  # the other half is the mask
     file.seek(0)
 
 
@@ -174,8 +174,8 @@ def _macos_offsets(file: IO[bytes]) -> Iterator[int]:
         file.seek(offset)
 
 
-def _needed_parts(file: IO[bytes]) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what `_Parts` shows, neighbours as one."""
+def _needed_ranges(file: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the PNG's signature and needed chunks; adjacent ones are joined."""
     start, end = 0, len(_PNG)
     file.seek(end)
     position = end
@@ -193,13 +193,13 @@ def _needed_parts(file: IO[bytes]) -> Iterator[tuple[int, int]]:
     yield start, end - start
 
 
-class _Parts(io.RawIOBase):
-    """Parts of a file as a file of its own."""
+class _FileRanges(io.RawIOBase):
+    """Some ranges of a file, (offset, length) each, as a file of its own."""
 
-    def __init__(self, file: IO[bytes], parts: list[tuple[int, int]]) -> None:
-        self._file, self._parts = file, parts
+    def __init__(self, file: IO[bytes], ranges: list[tuple[int, int]]) -> None:
+        self._file, self._ranges = file, ranges
         self._starts = [0]
-        for _, length in parts:
+        for _, length in ranges:
             self._starts.append(self._starts[-1] + length)
         self._position = 0
 
@@ -215,11 +215,11 @@ class _Parts(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
-        part = bisect_right(self._starts, self._position) - 1
-        if part >= len(self._parts):
+        index = bisect_right(self._starts, self._position) - 1
+        if index >= len(self._ranges):
             return 0
-        within = self._position - self._starts[part]
-        offset, length = self._parts[part]
+        within = self._position - self._starts[index]
+        offset, length = self._ranges[index]
         self._file.seek(offset + within)
         data = self._file.read(min(len(buffer), length - within))
         buffer[: len(data)] = data

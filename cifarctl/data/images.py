@@ -1,6 +1,6 @@
-"""One image file to one 32×32 array, and many files to many, with the decoding in threads and processes.
+"""Decode image files to 32×32 arrays, many of them in threads and processes, and find the image files in folders.
 
-Imports no torch before it decodes, and never torchvision: `predict` starts as fast as torch does.
+Imports neither torch nor torchvision, so that `predict` starts fast and decoding processes are small.
 """
 
 import contextlib
@@ -27,52 +27,52 @@ from cifarctl.data.image_opening import bytes_when_opened, is_png, open_image, w
 from cifarctl.data.pixels import to_array
 from cifarctl.errors import ImageError
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its remarks on damaged files go to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its warnings about damaged files go to stderr
 
 EXAMPLE = Path(__file__).with_name("example.jpg")  # Chelsea the cat, by Stefan van der Walt (CC0)
 _EXAMPLE_NAME = str(EXAMPLE)
 _KINDS_SHOWN = 5
 
 
-_LARGE = 16_000_000  # bytes
-_LONG_FILE = 64_000_000
-_one_large_image = threading.RLock()  # at a time, so that memory does not grow with the number of threads
-_one_silence = threading.Lock()
+_LARGE_IMAGE_BYTES = 16_000_000
+_LONG_FILE_BYTES = 64_000_000
+_large_image_lock = threading.RLock()  # one at a time, so that memory does not grow with the number of threads
+_stderr_lock = threading.Lock()
 _Lock = contextlib.AbstractContextManager[object]
 Decoded = NDArray[np.uint8] | ImageError  # uint8 (3, 32, 32), RGB
 R = TypeVar("R")
 
 
 def named_image(name: str) -> Path:
-    """The path that a user means: of a file or a folder, or of the picture that comes with the package, if the name is
-    "example" and nothing has that name.
+    """The path that a user means: `name` itself, or if it is "example" and no such file exists, the picture that comes
+    with the package.
     """
     return EXAMPLE if name == EXAMPLE.stem and not os.path.lexists(name) else Path(name)
 
 
 def image_name(path: Path) -> str:
-    """What answers call the image: its path, or "example"."""
-    name = str(path)  # which is faster to compare than a path
+    """The image's name in results: its path, or "example"."""
+    name = str(path)  # strings are faster to compare than paths
     return EXAMPLE.stem if name == _EXAMPLE_NAME else name
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode the file at `path` to uint8 (3, 32, 32), RGB.
 
-    EXIF orientation is applied, transparency is laid on white, the first frame of an animation is taken, and any
-    other size is resized to 32×32 (antialiased; the aspect ratio is not kept). Raises ImageError, whose text is the
+    EXIF orientation is applied, transparent pixels are drawn on white, of an animation the first frame is used, and
+    other sizes are resized to 32×32 (antialiased; the aspect ratio is not kept). Raises ImageError, whose text is the
     reason without the path.
     """
     with no_warnings():
-        return _decode(path, _one_large_image)
+        return _decode(path, _large_image_lock)
 
 
 def _decode(path: Path, for_large: _Lock) -> NDArray[np.uint8]:
     try:
         status = os.stat(path)  # noqa: PTH116 (faster)
-        if not stat.S_ISREG(status.st_mode):  # a FIFO or a device would block for ever
+        if not stat.S_ISREG(status.st_mode):  # a FIFO or a device could block forever
             if stat.S_ISDIR(status.st_mode):
-                os.scandir(path).close()  # raises OSError if that is why it is here
+                os.scandir(path).close()  # raises OSError if the folder cannot be listed: the reason to report
             raise ImageError("not a regular file")
         with open(path, "rb") as file:  # noqa: PTH123 (faster)
             return _decode_file(file, path.suffix.lower(), status.st_size, for_large)
@@ -92,7 +92,7 @@ def _decode(path: Path, for_large: _Lock) -> NDArray[np.uint8]:
 
 def _decode_file(file: IO[bytes], suffix: str, size: int, for_large: _Lock) -> NDArray[np.uint8]:
     try:
-        if size <= _LONG_FILE or not is_png(file):  # else what makes it long may be metadata, which takes memory
+        if size <= _LONG_FILE_BYTES or not is_png(file):  # a long PNG may consist of metadata, which takes memory
             return _decode_pixels(file, suffix, for_large)
     except (ImageError, MemoryError):
         raise
@@ -110,33 +110,33 @@ def _decode_file(file: IO[bytes], suffix: str, size: int, for_large: _Lock) -> N
 
 def _decode_pixels(file: IO[bytes], suffix: str, for_large: _Lock) -> NDArray[np.uint8]:
     with contextlib.ExitStack() as held:
-        if bytes_when_opened(file) > _LARGE:
+        if bytes_when_opened(file) > _LARGE_IMAGE_BYTES:
             held.enter_context(for_large)
-        image, taken = open_image(file, suffix)
+        image, decoded_bytes = open_image(file, suffix)
         held.enter_context(image)
-        if taken > _LARGE:
+        if decoded_bytes > _LARGE_IMAGE_BYTES:
             held.enter_context(for_large)
         if image.format == "TIFF":
-            held.enter_context(_native_silence())
+            held.enter_context(_silent_stderr())
         return to_array(image)
 
 
 @contextlib.contextmanager
-def _native_silence() -> Iterator[None]:
-    """Inside, what libtiff prints of a damaged file to the process's stderr, a line for each row, goes nowhere."""
-    with _one_silence, open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-        kept = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
+def _silent_stderr() -> Iterator[None]:
+    """Discard what is written to the process's stderr: libtiff writes a line for each row of a damaged file."""
+    with _stderr_lock, open(os.devnull, "wb") as devnull:  # noqa: PTH123
+        stderr = os.dup(2)
+        os.dup2(devnull.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 @contextlib.contextmanager
 def no_warnings() -> Iterator[None]:
-    """Pillow remarks on odd metadata, old formats and large images; what matters of it is checked here."""
+    """Ignore Pillow's warnings about metadata, old formats and large images; this module checks what matters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -153,9 +153,9 @@ def read_images(
 ) -> Iterator[tuple[Path, Decoded]]:
     """Decode files, and yield (path, uint8 (3, 32, 32) or the ImageError), in the order of `paths`.
 
-    At most `window` files are in flight, so `paths` may be endless. The rest as for `map_files`.
+    At most `window` files are in flight, so `paths` may be endless. processes, after: see `map_files`.
     """
-    # In batches, since a task of its own costs a small file as much as its decoding.
+    # In batches, since a task takes as long as the decoding of a small file.
     threads = min(8, os.cpu_count() or 1)
     size = max(1, min(64, window // threads))
     for batch in map_files(_pairs, paths, repeat(size), threads, window // size, processes=processes, after=after):
@@ -177,10 +177,11 @@ def map_files(
     processes: int | None = None,
     after: int = FILES_IN_THREADS,
 ) -> Iterator[R]:
-    """`function` of each batch of files and of what they hold, in the order of `paths`. Batches have these `sizes`, and
-    `in_flight` of them are worked on at a time, by `threads` that each call `initializer` first.
+    """Yield function(paths, decoded images) for each batch of files, in the order of `paths`.
 
-    If there are more than `after` files, as many processes as there are threads decode for them, but none on two cores.
+    sizes: of the batches. in_flight: how many batches are worked on at a time. initializer: each thread calls it first.
+    processes: how many decode beside the threads if there are more than `after` files; None is one per thread, or none
+    if there are at most two threads.
     """
     helpers = DecoderProcesses((threads if threads > 2 else 0) if processes is None else processes, after)
     ended = threading.Event()
@@ -190,7 +191,7 @@ def map_files(
         return function(batch, _decode_all(batch, helpers, ended))
 
     pool = ThreadPoolExecutor(threads, initializer=initializer)
-    with no_warnings():  # the filters are the process's, so the threads' too
+    with no_warnings():  # the filters are the process's, so they apply to the threads too
         try:
             pending: deque[Future[R]] = deque()
             while batch := list(islice(paths, next(sizes))):
@@ -208,7 +209,7 @@ def map_files(
 
 
 def _decode_all(paths: list[Path], helpers: DecoderProcesses, ended: threading.Event) -> list[Decoded]:
-    """Decode the files by a process if one is free, or else here, for as long as none is."""
+    """Decode the files in a process if one is free, else in this thread until one is."""
     images: list[Decoded] = []
     while len(images) < len(paths):
         chunk = paths[len(images) :][:128]
@@ -220,9 +221,9 @@ def _decode_all(paths: list[Path], helpers: DecoderProcesses, ended: threading.E
     return images
 
 
-def read_or_error(path: Path, for_large: _Lock = _one_large_image) -> Decoded:
-    """As `read_image`, but give the ImageError back, and let the caller silence Pillow (`no_warnings`). An image that
-    takes much memory is decoded inside `for_large`.
+def read_or_error(path: Path, for_large: _Lock = _large_image_lock) -> Decoded:
+    """As `read_image`, but return the ImageError; the caller silences Pillow (`no_warnings`). Images that take much
+    memory are decoded inside the context `for_large`.
     """
     try:
         return _decode(path, for_large)
@@ -231,13 +232,13 @@ def read_or_error(path: Path, for_large: _Lock = _one_large_image) -> Decoded:
 
 
 class ImageFiles:
-    """The image files that some paths stand for, found while they are iterated over: a file is itself, a folder the
-    images under it at any depth, by suffix, each folder's files in sorted order before those of its subfolders.
+    """Iterate over image files: the given files themselves, and for each given folder the files under it, at any depth,
+    whose suffix is that of an image. In each folder, files come in sorted order, before those of subfolders.
 
-    Names that start with a dot and `__MACOSX` are passed over. Links to folders are followed once each, after all else.
-    A folder that cannot be listed is in the place of its images, so that reading it gives the error.
+    Names that start with a dot and `__MACOSX` are skipped. Links to folders are followed once each, after all else.
+    A folder that cannot be listed is yielded itself, so that reading it gives the error.
 
-    ignored: how many other files there were, by suffix in lower case. empty: the given folders that hold no image.
+    ignored: the number of other files, by suffix in lower case. empty: the given folders without images.
     Both are complete when the iteration has ended.
     """
 
@@ -261,7 +262,7 @@ class ImageFiles:
                 self.empty.append(path)
 
     def describe_ignored(self) -> str:
-        """What was ignored in words, as "70 other files ignored: .txt, .csv"; empty if nothing was."""
+        """What was ignored, for example "70 other files ignored: .txt, .csv"; empty if nothing was."""
         if not self.ignored:
             return ""
         kinds = [suffix or "no suffix" for suffix, _ in self.ignored.most_common()]
@@ -298,12 +299,12 @@ class ImageFiles:
 
 
 def find_images(folder: Path) -> ImageFiles:
-    """Every image file under `folder`."""
+    """All image files under `folder`."""
     return ImageFiles([folder])
 
 
 def expand(paths: Iterable[Path]) -> ImageFiles:
-    """Each path, or if it is a folder, the images under it. `paths` may be endless."""
+    """Each path, or the images under it if it is a folder. `paths` may be endless."""
     return ImageFiles(paths)
 
 

@@ -1,4 +1,4 @@
-"""An opened image of any mode and size to 32×32 pixels, as the samples in the file mean them."""
+"""Convert an opened image of any mode and size to 32×32 RGB pixels."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ from PIL.ImageFile import ImageFile
 from cifarctl.errors import ImageError
 
 SIDE = 32
-_STRIP_PIXELS = 1_000_000  # at a time as copies in other modes, so that these take little memory
-_LARGE = 4_000_000
+_STRIP_PIXELS = 1_000_000  # converted at a time, so that copies in other modes take little memory
+_LARGE_PIXELS = 4_000_000
 _ORIENTATION = 0x0112
-_TURNS = {
+_TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -25,22 +25,22 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Tags of TIFF.
+# TIFF tags.
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 259, 262, 284, 338, 339
 
 
 def to_array(opened: ImageFile) -> NDArray[np.uint8]:
-    """An image as Pillow opened it, not yet loaded -> uint8 (3, 32, 32), RGB.
+    """An image that Pillow has opened but not loaded -> uint8 (3, 32, 32), RGB.
 
-    Orientation is applied, transparency lies on white, samples of more than 8 bits are scaled. Raises ImageError if it
-    is not known what the samples mean, and whatever Pillow raises on damaged pixels.
+    Orientation is applied, transparent pixels are drawn on white, samples of more than 8 bits are scaled. Raises
+    ImageError if the meaning of the samples is not known, and whatever Pillow raises on damaged pixels.
     """
     _scale_transparent_colour(opened)
     opened.load()
-    turn = _TURNS.get(_orientation(opened))
+    transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(opened))
     image = _reduced(opened, _conversion(opened))
-    if turn is not None:
-        image = image.transpose(turn)
+    if transpose is not None:
+        image = image.transpose(transpose)
     if image.size != (SIDE, SIDE):
         image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     if image.mode == "F":
@@ -51,7 +51,7 @@ def to_array(opened: ImageFile) -> NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The tag alone: other metadata, and what is wrong with it, does not matter."""
+    """The EXIF orientation, 1 if it cannot be read: damaged metadata is no error."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # readers of metadata raise nearly anything
@@ -59,7 +59,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _scale_transparent_colour(image: ImageFile) -> None:
-    """Pillow scales a PNG's samples to 8 bits, but not the colour in `tRNS`, which it compares them with."""
+    """Scale the transparent colour of a PNG to 8 bits: Pillow scales the samples, but not the colour in `tRNS`."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None or not image.tile:
         return
@@ -67,20 +67,20 @@ def _scale_transparent_colour(image: ImageFile) -> None:
     if isinstance(key, int) and raw_mode in ("L;2", "L;4"):
         image.info["transparency"] = key * 255 // (2 ** int(raw_mode[-1]) - 1)
     elif isinstance(key, tuple) and raw_mode == "RGB;16B":
-        if any(value % 257 for value in key):  # no colour of 8 bits, to which Pillow cuts the samples
+        if any(value % 257 for value in key):  # it has no 8-bit equivalent, and Pillow cuts the samples to 8 bits
             raise ImageError("its transparent colour has 16 bits, and colours of 8 bits are compared with it")
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
-    """What makes pixels that can be averaged, mode "RGB" or "F" from 0 to 255; None if they are so."""
+    """The function that converts to pixels that can be averaged: mode "RGB", or "F" from 0 to 255. None if they can."""
     tags = getattr(image, "tag_v2", {})
     if reason := _misread_tiff(image, tags):
         raise ImageError(f"{reason}: such a TIFF would be read wrong")
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         low, high = _sample_range(image)
         white = _white(image, low, high, tags)
-        inverted = tags.get(_PHOTOMETRIC) == 0  # which Pillow applies to 8 bits alone
+        inverted = tags.get(_PHOTOMETRIC) == 0  # Pillow applies this to 8-bit samples only
         return partial(_scaled, white=white, inverted=inverted, transparent=image.info.get("transparency"))
     if 2 in tags.get(_SAMPLE_FORMAT, ()):
         raise ImageError("its samples are signed 8-bit integers: it is not known which value is white")
@@ -92,7 +92,7 @@ def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image] | No
 
 
 def _misread_tiff(image: Image.Image, tags: Any) -> str:
-    """What Pillow 13 decodes to wrong pixels without an error, found by hand-written files; else nothing."""
+    """Why Pillow 13 would decode this TIFF to wrong pixels without an error (found with test files); else ""."""
     if not tags:
         return ""
     is_compressed = tags.get(_COMPRESSION, 1) != 1
@@ -108,7 +108,7 @@ def _misread_tiff(image: Image.Image, tags: Any) -> str:
 
 
 def _white(image: Image.Image, low: float, high: float, tags: dict[int, tuple[int, ...]]) -> float:
-    """The sample that means white. Raises ImageError where it is not known."""
+    """The sample value that means white. Raises ImageError if it is not known."""
     kind = "floats" if image.mode == "F" else "integers"
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("its samples are not all finite numbers")
@@ -117,14 +117,14 @@ def _white(image: Image.Image, low: float, high: float, tags: dict[int, tuple[in
     if image.mode == "F":
         if high <= 1:
             return 1.0
-        # Between: more light than white, or the dark end of 0 to 255.
+        # In between, it could be brighter than white, or the dark end of 0 to 255.
         if 16 <= high <= 255:
             return 255.0
         raise ImageError(f"its samples are floats up to {high:g}: only 0 to 1 and 0 to 255 are read")
     bits = (tags.get(_BITS_PER_SAMPLE) or (16,))[0]
-    if high <= 255 and bits >= 16:  # 8-bit samples in a wider type: over that type's range it would be black
+    if high <= 255 and bits >= 16:  # 8-bit samples in a wider type, in whose range they would be black
         return 255.0
-    if image.mode != "I" or image.format in ("PNG", "PPM"):  # formats whose 16 bits are a range from black to white
+    if image.mode != "I" or image.format in ("PNG", "PPM"):  # formats whose full range is from black to white
         white = 2.0**bits - 1
         if high < white / 16:
             raise ImageError(
@@ -137,10 +137,10 @@ def _white(image: Image.Image, low: float, high: float, tags: dict[int, tuple[in
 
 
 def _sample_range(image: Image.Image) -> tuple[float, float]:
-    """The least and the greatest sample; not finite if any is not."""
+    """The smallest and the largest sample; not finite if any sample is not."""
     ranges = [(float(samples.min()), float(samples.max())) for samples in map(np.asarray, _strips(image))]
     lows, highs = zip(*ranges, strict=True)
-    return float(np.min(lows)), float(np.max(highs))  # which, unlike min and max, keep NaN
+    return float(np.min(lows)), float(np.max(highs))  # unlike min and max, these keep NaN
 
 
 def _strips(image: Image.Image) -> Iterator[Image.Image]:
@@ -182,12 +182,12 @@ def _from_lab() -> Callable[[Image.Image], Image.Image]:
 
 
 def _reduced(image: Image.Image, convert: Callable[[Image.Image], Image.Image] | None) -> Image.Image:
-    """The image after `convert`, and a large one averaged over boxes of whole pixels to three times what is needed.
+    """Convert the image, and shrink a large one to about three times the needed size by averaging boxes of pixels.
 
-    What it means is linear in no other mode, so it is converted before it is averaged, strip by strip.
+    Other modes cannot be averaged, so each strip is converted before it is averaged.
     """
     across = down = max(1, min(image.size) // (3 * SIDE))
-    if down == 1 and image.width * image.height > _LARGE:  # a very long one
+    if down == 1 and image.width * image.height > _LARGE_PIXELS:  # a very long or very wide image
         across, down = max(1, image.width // (3 * SIDE)), max(1, image.height // (3 * SIDE))
     if across == down == 1:
         return convert(image) if convert else image
@@ -196,14 +196,14 @@ def _reduced(image: Image.Image, convert: Callable[[Image.Image], Image.Image] |
         return image.resize((width, height), Image.Resampling.BOX)
     scale = image.height / height
     rows = max(1, int(_STRIP_PIXELS / (image.width * scale)))
-    parts = []
+    reduced = []
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first, last = math.floor(top * scale), min(math.ceil(bottom * scale), image.height)
         strip = convert(image.crop((0, first, image.width, last)))
         box = (0, top * scale - first, image.width, min(bottom * scale - first, strip.height))
-        parts.append((top, strip.resize((width, bottom - top), Image.Resampling.BOX, box=box)))
-    result = Image.new(parts[0][1].mode, (width, height))
-    for top, part in parts:
-        result.paste(part, (0, top))
+        reduced.append((top, strip.resize((width, bottom - top), Image.Resampling.BOX, box=box)))
+    result = Image.new(reduced[0][1].mode, (width, height))
+    for top, strip in reduced:
+        result.paste(strip, (0, top))
     return result

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cifarctl.data import Split
 from cifarctl.data.arrays import ArrayData, Arrays
-from cifarctl.data.cache import DownloadedArchive
+from cifarctl.data.data_file import DownloadedArchive
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import describe_changes
 from cifarctl.data.folder import ImageFolder

@@ -1,4 +1,4 @@
-"""Ten learnable classes of drawn shapes: the whole pipeline without a download. A smoke test, no benchmark."""
+"""Ten classes of drawn shapes that need no download: a smoke test of the whole pipeline, not a benchmark."""
 
 from functools import lru_cache
 from typing import Any
@@ -34,10 +34,10 @@ class Synthetic(DataKind):
 
 @lru_cache(maxsize=2)  # train and val are parts of one drawing, which takes a second
 def draw_synthetic(n: int, seed: int) -> Dataset:
-    """Draw `n` images, classes in equal parts, from `seed`.
+    """Draw `n` images, about the same number of each class, from `seed`.
 
-    A figure of random size, place, orientation and colour on a background with a gradient, under noise, so that neither
-    colour nor any single pixel tells the class.
+    Each shows a figure of random size, place, orientation and colour, on a background with a gradient and noise, so
+    that neither colour nor any single pixel reveals the class.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -62,7 +62,7 @@ def draw_synthetic(n: int, seed: int) -> Dataset:
 
     background = uniform(0, 1, 3, 1, 1)
     contrast = uniform(0.25, 0.6, 3, 1, 1)
-    # Away from the background in every channel, whichever way there is room.
+    # Brighter or darker than the background in every channel, whichever fits into [0, 1].
     colour = torch.where(background > 0.5, background - contrast, background + contrast)
     gradient = uniform(-0.2, 0.2, 1, 1, 1) * axis + uniform(-0.2, 0.2, 1, 1, 1) * axis[:, None]
     noise = torch.randn(n, 3, 32, 32, generator=generator) * uniform(0.02, 0.12, 1, 1, 1)
@@ -71,7 +71,7 @@ def draw_synthetic(n: int, seed: int) -> Dataset:
 
 
 def _figure(name: str, u: Tensor, v: Tensor, size: Tensor, period: Tensor) -> Tensor:
-    """Where the figure is, bool (M, 32, 32). u, v: its own coordinates, (M, 32, 32). size, period: (M, 1, 1)."""
+    """The pixels of the figure, bool (M, 32, 32). u, v: its own coordinates, (M, 32, 32). size, period: (M, 1, 1)."""
     radius, side = (u**2 + v**2).sqrt(), torch.maximum(u.abs(), v.abs())
     match name:
         case "disc":

@@ -1,7 +1,8 @@
 """Read files out of a `.tar.gz` into memory, whatever sizes its headers claim.
 
-`tarfile.open` reads every extension header whole and fills the holes of sparse files: 122 bytes can take 12 GB. So only
-its parser of one header block is used. Extension headers (pax, GNU long names) are skipped: short names need none.
+`tarfile.open` reads extension headers as a whole and fills the holes of sparse files, so that 122 bytes can take 12 GB.
+So only its parser of a single header is used. Extension headers (pax, GNU long names) are skipped: CIFAR's short names
+do not need them.
 """
 
 import gzip
@@ -13,11 +14,11 @@ from pathlib import Path
 
 from cifarctl.errors import DataError
 
-# Either CIFAR archive has 170 MB, and unpacks to 186 MB. No larger file is looked at, and no more is ever unpacked.
+# The CIFAR archives have 170 MB and unpack to 186 MB. Larger files are refused, and no more is ever unpacked.
 MAX_BYTES = 256_000_000
 _BLOCK = tarfile.BLOCKSIZE
-_PIECE = 1 << 20
-# The size in their headers, if there is one, is that of another file: no content follows.
+_READ_BYTES = 1 << 20
+# No content follows these headers, even if they give a size: it is that of another file.
 _WITHOUT_CONTENT = (
     tarfile.LNKTYPE,
     tarfile.SYMTYPE,
@@ -31,8 +32,8 @@ _WITHOUT_CONTENT = (
 def read_members(path: Path, names: Collection[str]) -> dict[str, bytes]:
     """The contents of the regular files called `names` that are in the archive, which may write them `./NAME`.
 
-    Raises OSError where `path` cannot be opened, DataError where it is no such archive, ends early or unpacks to more
-    than MAX_BYTES. Takes no more memory than the contents, of which there are at most MAX_BYTES.
+    Raises OSError if `path` cannot be opened, DataError if it is no such archive, ends early or unpacks to more than
+    MAX_BYTES. The memory it takes is that of the contents, at most MAX_BYTES.
     """
     members: dict[str, bytes] = {}
     with path.open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
@@ -42,7 +43,7 @@ def read_members(path: Path, names: Collection[str]) -> dict[str, bytes]:
                 try:
                     entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
                 except tarfile.HeaderError:
-                    if len(members) == len(names):  # whatever lies behind the files that are wanted
+                    if len(members) == len(names):  # nothing after the last needed file matters
                         break
                     raise
                 if entry.type == tarfile.GNUTYPE_SPARSE or "GNUSparseFile." in entry.name:
@@ -59,9 +60,9 @@ def read_members(path: Path, names: Collection[str]) -> dict[str, bytes]:
 
 
 def find_fault(path: Path, size: int | None) -> str | None:
-    """Why the file is no whole `.tar.gz`, in words; None if it is one. size: what it should have, if that is known.
+    """Why the file is no complete `.tar.gz`, in words; None if it is one. size: the expected one in bytes, if known.
 
-    Raises OSError where it cannot be read.
+    Raises OSError if it cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(_BLOCK)
@@ -78,8 +79,8 @@ def find_fault(path: Path, size: int | None) -> str | None:
     try:
         with gzip.open(path) as unpacked:
             left = MAX_BYTES
-            while left > 0 and (piece := unpacked.read(_PIECE)):
-                left -= len(piece)
+            while left > 0 and (chunk := unpacked.read(_READ_BYTES)):
+                left -= len(chunk)
     except EOFError:
         found = path.stat().st_size
         if size is not None and found < size:
@@ -91,7 +92,7 @@ def find_fault(path: Path, size: int | None) -> str | None:
 
 
 class _Stream:
-    """The unpacked bytes in order, up to MAX_BYTES. Its methods raise DataError before they would pass that."""
+    """The unpacked bytes in order. Methods raise DataError before they would read more than MAX_BYTES."""
 
     def __init__(self, file: gzip.GzipFile, path: Path) -> None:
         self._file, self._path, self._left = file, path, MAX_BYTES
@@ -102,7 +103,7 @@ class _Stream:
         return self._file.read(_BLOCK)
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes. Raises EOFError where there are fewer."""
+        """Exactly `size` bytes. Raises EOFError if there are fewer."""
         self._take(size)
         data = self._file.read(size)
         if len(data) < size:
@@ -110,12 +111,12 @@ class _Stream:
         return data
 
     def skip(self, size: int) -> None:
-        """Pass over `size` bytes. Raises EOFError where there are fewer."""
+        """Skip `size` bytes. Raises EOFError if there are fewer."""
         self._take(size)
         while size:
-            if not (piece := self._file.read(min(size, _PIECE))):
+            if not (chunk := self._file.read(min(size, _READ_BYTES))):
                 raise EOFError("it ends too early")
-            size -= len(piece)
+            size -= len(chunk)
 
     def _take(self, size: int) -> None:
         if size < 0:

@@ -22,10 +22,10 @@ from py2_pickle import write_archive
 OPEN = """
 import sys, time
 from pathlib import Path
-from cifarctl.data.cache import read_cache
+from cifarctl.data.data_file import read_data_file
 
 started = time.perf_counter()
-train, test = read_cache(Path(sys.argv[1]))
+train, test = read_data_file(Path(sys.argv[1]))
 print(time.perf_counter() - started)
 """
 

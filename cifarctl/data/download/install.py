@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cifarctl.data.archive import Archive, read_archive, read_batches, sha256_of
-from cifarctl.data.cache import archive_digest, write_cache
+from cifarctl.data.data_file import archive_digest, write_data_file
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.download.events import Event, Failed, Installed, Present, Waiting
 from cifarctl.data.download.local import common_places, find_in, why_none
@@ -114,7 +114,7 @@ def _make(
         if found is None:
             raise _explain(archive, sources, failures, partial)
         source, size, train, test = found
-        write_cache(path, train, test, sha256)
+        write_data_file(path, train, test, sha256)
         partial.discard()
     except OSError:  # a disk that is full, or fails: it is left as it was
         with suppress(OSError):

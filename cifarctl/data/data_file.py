@@ -1,4 +1,4 @@
-"""A data set on disk: one safetensors file, memory-mapped when read, never half-written."""
+"""The data file of a downloaded data set: one safetensors file, written atomically and memory-mapped when read."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class DownloadedArchive(DataKind):
     @property
     def path(self) -> Path:
         """The data file."""
-        return cache_path(self.name, data_dir(self.data_dir))
+        return data_file_path(self.name, data_dir(self.data_dir))
 
     def read(self, split: Stored) -> Dataset:
         """Map the split from the data file."""
@@ -44,7 +44,7 @@ class DownloadedArchive(DataKind):
 
     @cached_property
     def _splits(self) -> tuple[Dataset, Dataset]:
-        return self._from_file(read_cache)
+        return self._from_file(read_data_file)
 
     def _from_file(self, read: Callable[[Path], _T]) -> _T:
         try:
@@ -57,7 +57,7 @@ class DownloadedArchive(DataKind):
 
 
 def data_dir(chosen: Path | None = None) -> Path:
-    """The data folder: `chosen`, else $CIFARCTL_DATA_DIR, else the platform's user cache folder."""
+    """The data folder: `chosen`, else $CIFARCTL_DATA_DIR, else in the user's cache folder."""
     if chosen is not None:
         return chosen
     if from_environment := os.environ.get("CIFARCTL_DATA_DIR"):
@@ -67,13 +67,13 @@ def data_dir(chosen: Path | None = None) -> Path:
     return Path(platformdirs.user_cache_dir("cifarctl", appauthor=False))
 
 
-def cache_path(name: str, folder: Path) -> Path:
-    """Where the data set `name` lies in the data folder."""
+def data_file_path(name: str, folder: Path) -> Path:
+    """The path of the data file of the data set `name` in the data folder."""
     return folder / f"{name}.safetensors"
 
 
-def write_cache(path: Path, train: Dataset, test: Dataset, archive_sha256: str) -> None:
-    """Store both splits at `path`, atomically. Raises OSError."""
+def write_data_file(path: Path, train: Dataset, test: Dataset, archive_sha256: str) -> None:
+    """Write both splits to `path`, atomically. Raises OSError."""
     tensors = {
         "train_images": train.images,
         "train_labels": train.labels,
@@ -84,10 +84,10 @@ def write_cache(path: Path, train: Dataset, test: Dataset, archive_sha256: str) 
     save_tensors(path, tensors, metadata)
 
 
-def read_cache(path: Path) -> tuple[Dataset, Dataset]:
-    """Map (train, test) from `path`: milliseconds, pages are read when touched.
+def read_data_file(path: Path) -> tuple[Dataset, Dataset]:
+    """Map (train, test) from `path`, in milliseconds: pages are read when they are used.
 
-    Raises FileNotFoundError where there is none, DataError where it is damaged.
+    Raises FileNotFoundError if there is none, DataError if it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -104,7 +104,7 @@ def read_cache(path: Path) -> tuple[Dataset, Dataset]:
 
 
 def archive_digest(path: Path) -> str:
-    """SHA-256 of the archive that the file at `path` was made from. Raises as `read_cache` does."""
+    """SHA-256 of the archive that the file at `path` was made from. Raises as `read_data_file` does."""
     try:
         with safe_open(path, framework="pt") as file:
             return str(_metadata(file, path)["archive_sha256"])
@@ -125,7 +125,7 @@ def _check(dataset: Dataset, path: Path) -> None:
         raise _damaged(path, f"images are {images.dtype} {tuple(images.shape)}")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise _damaged(path, f"labels are {labels.dtype} {tuple(labels.shape)}")
-    values = labels.numpy()  # torch's first reduction starts a pool of threads, and takes 15 ms for it
+    values = labels.numpy()  # torch's first reduction would start a pool of threads, which takes 15 ms
     if len(values) and not 0 <= values.min() <= values.max() < len(dataset.classes):
         raise _damaged(path, "a label is out of range")
 

@@ -182,7 +182,7 @@ class TestCompetition:
 class TestDrips:
     """A server that never stops answering is no better than one that is silent."""
 
-    patience = Patience(answer=0.3, crawl=0.3, alone=0.6, silence=1.0)
+    patience = Patience(answer=0.3, crawl=0.3, last_mirror=0.6, silence=1.0)
 
     def fetch(
         self, mirrors: dict[str, Mirror], archive: SmallArchive, folder: Path

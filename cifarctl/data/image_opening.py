@@ -27,8 +27,8 @@ _NEEDED_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 
 
 def open_image(file: IO[bytes], suffix: str) -> tuple[ImageFile, int]:
-    """Open the image in `file`. `suffix` only decides which format is tried first. Returns the image, and an estimate of
-    the bytes that decoding takes.
+    """Open the image in `file`. `suffix` only decides which format is tried first. Returns the image, and an estimate
+    of the bytes that decoding takes.
 
     Raises ImageError if it is too large, UnidentifiedImageError, and whatever Pillow raises on a damaged header.
     """

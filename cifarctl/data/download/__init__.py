@@ -1,4 +1,4 @@
-"""From mirrors, files and folders to one verified data file. Yields what happens and prints nothing."""
+"""Make one verified data file from mirrors, files or folders. Functions yield events and print nothing."""
 
 from cifarctl.data.download.events import Chosen, Event, Failed, Installed, Present, Progress, Waiting
 from cifarctl.data.download.install import install, install_official, official_sources

@@ -1,7 +1,7 @@
-"""One connection to one mirror: a request from a byte on, its answer checked, and its bytes in order.
+"""One connection to one mirror: it requests the file from a given byte on, and checks the response.
 
-A connection runs in a thread and puts what it gets into a queue, so that several can be watched at once and one that
-hangs can be left.
+A connection runs in a thread and puts messages into a queue, so that several can run at the same time, and one that
+hangs can be abandoned.
 """
 
 import re
@@ -20,7 +20,7 @@ from cifarctl.version import __version__
 if TYPE_CHECKING:
     import httpx
 
-# For connecting and for each read. A mirror that drips is left by whoever watches the queue.
+# For connecting and for each read. The reader of the queue abandons a mirror that is too slow.
 _TIMEOUT_SECONDS = 15.0
 _MAX_REDIRECTS = 6
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -28,26 +28,26 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Opened:
-    """The server answered, with a file of `total` bytes (None: it did not say)."""
+    """The server has answered, with a file of `total` bytes; None if it did not say."""
 
     total: int | None
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """So many bytes came that are there already: the server knows no ranges, and sends the file from its beginning."""
+    """`size` bytes came that are there already: the server ignores ranges, and sends the file from its beginning."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The server has sent all that it has."""
+    """The server has sent the last byte."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """The connection is over. final: the answer was no such file, so that asking again is of no use."""
+    """The connection has failed. final: the server does not have the file, so there is no use in asking again."""
 
     reason: str
     final: bool
@@ -58,7 +58,7 @@ _Trace = Callable[[str, Mapping[str, Any]], None]
 
 
 class _Refused(Exception):  # noqa: N818 (it is an answer)
-    """What the server answers is not the archive."""
+    """The server's response is not the archive."""
 
 
 class Connection:
@@ -71,23 +71,23 @@ class Connection:
         self._url, self._offset, self._context, self._queue = url, offset, context, queue
         self._stopped = threading.Event()
         self._socket: socket.socket | None = None
-        self._asked = False
-        # A daemon, since a read that hangs must not keep the program from ending.
+        self._request_sent = False
+        # A daemon, since a read that hangs must not stop the program from ending.
         threading.Thread(target=self._run, daemon=True, name="download").start()
 
     def stop(self) -> None:
-        """Want no more of it. The thread ends soon, and nobody waits for it."""
+        """Stop the thread soon, without waiting for it."""
         self._stopped.set()
-        if self._socket is not None and self._asked:  # or a server that drips would keep the thread in its read
+        if self._socket is not None and self._request_sent:  # else a slow server would keep the thread in its read
             with suppress(OSError):
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not TLS's own, which would wait
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # not that of TLS, which would wait
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Learn the socket, and when the request is sent. httpcore calls this at each step."""
+        """Remember the socket, and that the request was sent. httpcore calls this at each step."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._socket = info["return_value"].get_extra_info("socket")
         elif event.endswith("send_request_headers.complete"):
-            self._asked = True
+            self._request_sent = True
             if self._stopped.is_set():
                 self.stop()
 
@@ -101,7 +101,7 @@ class Connection:
                     return
         except _Refused as error:
             last = Broken(str(error), final=True)
-        except httpx.InvalidURL:  # whose text may hold a piece of a password
+        except httpx.InvalidURL:  # its text may contain part of a password
             last = Broken("it is no valid web address", final=True)
         except httpx.UnsupportedProtocol as error:
             last = Broken(f"it leads to no web address ({error})", final=True)
@@ -109,12 +109,12 @@ class Connection:
             last = Broken(f"it redirects more than {_MAX_REDIRECTS} times", final=True)
         except httpx.TimeoutException:
             last = Broken(f"no answer for {_TIMEOUT_SECONDS:.0f} seconds", final=False)
-        except Exception as error:  # whatever a socket, a proxy or a certificate can do; the others go on
+        except Exception as error:  # any failure of a socket, proxy or certificate; other connections continue
             last = Broken(str(error) or type(error).__name__, final=False)
         self._put(last)
 
     def _put(self, message: Message) -> bool:
-        """True where the message was wanted."""
+        """Put the message into the queue. False if the connection was stopped first."""
         while not self._stopped.is_set():
             try:
                 self._queue.put((self, message), timeout=0.2)
@@ -125,9 +125,9 @@ class Connection:
 
 
 def make_ssl_context() -> SSLContext:
-    """The certificates that all connections trust: $SSL_CERT_FILE or $SSL_CERT_DIR, else the usual ones.
+    """The certificates that all connections trust: those in $SSL_CERT_FILE or $SSL_CERT_DIR, else the usual ones.
 
-    Raises DownloadError where these name no certificates.
+    Raises DownloadError if these cannot be read.
     """
     import httpx
 
@@ -140,10 +140,10 @@ def make_ssl_context() -> SSLContext:
 
 
 def _stream(url: str, offset: int, context: SSLContext, trace: _Trace) -> Iterator[Message]:
-    """Opened, then the file's bytes from `offset` on. Proxies are those of the environment."""
+    """Yield Opened, then the file's bytes from `offset` on. Proxies are those of the environment."""
     import httpx
 
-    # The bytes of the file and no others: some servers take a .gz for a page that they have compressed.
+    # "identity", since some servers treat a .gz as a page that they have compressed themselves.
     headers = {"User-Agent": f"cifarctl/{__version__}", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -156,7 +156,7 @@ def _stream(url: str, offset: int, context: SSLContext, trace: _Trace) -> Iterat
         ) as client,
         client.stream("GET", address, headers=headers, auth=user, extensions={"trace": trace}) as response,
     ):
-        start, total = _place(response, offset)
+        start, total = _first_byte_and_size(response, offset)
         if start != 0:
             yield Opened(total)
         if start is None:
@@ -165,14 +165,14 @@ def _stream(url: str, offset: int, context: SSLContext, trace: _Trace) -> Iterat
             if start == 0 and chunk:
                 if not _GZIP_MAGIC.startswith(chunk[:2]):
                     raise _Refused("what it sends is no .tar.gz archive")
-                # Only now, since what a web page says of its size is not the archive's.
+                # Only now, since before this check `total` could be the size of a web page.
                 yield Opened(total)
             yield chunk[max(0, offset - start) :] or Repeated(len(chunk))
             start += len(chunk)
 
 
-def _place(response: "httpx.Response", offset: int) -> tuple[int | None, int | None]:
-    """Which byte of the file the body starts with (None: it has none from `offset` on), and the file's size."""
+def _first_byte_and_size(response: "httpx.Response", offset: int) -> tuple[int | None, int | None]:
+    """The position in the file of the body's first byte (None if `offset` is past the end), and the file's size."""
     status, headers = response.status_code, response.headers
     content_range = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("Content-Range", "").strip())
     start, total = content_range.groups() if content_range else (None, None)

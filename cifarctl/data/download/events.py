@@ -1,4 +1,4 @@
-"""What happens on the way to a data file, in the order in which it happens."""
+"""The events while a data file is made."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process makes the same data file; its result will be used."""
+    """Another process is making the same data file; its result will be used."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Bytes are now taken from this source. received: what is there already, from earlier sources or an earlier run."""
+    """This source is now used. received: bytes that are there already, from other sources or an earlier run."""
 
     source: str
     received: int
@@ -23,8 +23,8 @@ class Chosen:
 class Progress:
     """The archive so far.
 
-    source: where the bytes come from, or the one that is ahead while several compete. received: bytes that are there.
-    total: the archive's size, 0 while no server has said it. speed: bytes a second, over the last few seconds.
+    source: the one that is used or, while several compete, the one that is ahead. received: bytes so far.
+    total: the archive's size in bytes, 0 if not known yet. speed: bytes per second, over the last few seconds.
     """
 
     source: str
@@ -35,7 +35,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Failed:
-    """One source was given up; the others go on, if there are any."""
+    """One source has failed; others continue, if there are any."""
 
     source: str
     reason: str
@@ -43,7 +43,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Present:
-    """The data file was made by another process meanwhile. sha256: of the archive that it was made from."""
+    """Another process has made the data file meanwhile. sha256: of the archive that it was made from."""
 
     path: Path
     sha256: str
@@ -53,8 +53,8 @@ class Present:
 class Installed:
     """The data file is in place.
 
-    source: what gave the archive, or most of it. size: the archive's, in bytes (the files', where it was a folder).
-    seconds: finding, fetching, verifying and converting.
+    source: the one that gave most of the archive. size: of the archive, or of the files of a folder, in bytes.
+    seconds: the time for finding, fetching, verifying and converting.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""From wherever the archive is to the data file: one process at a time, verified, and nothing else left behind."""
+"""Make the data file from an archive: one process at a time, verified, without leaving other files behind."""
 
 import os
 import stat
@@ -34,12 +34,12 @@ def install(
 ) -> Iterator[Event]:
     """Make the data file `path` from the archive whose SHA-256 is `sha256`.
 
-    sources: URLs, which compete, and files and folders, which are tried first. places: folders where a copy may lie;
-    what is wrong there is no failure. replace: a data file that is there is replaced.
+    sources: files and folders, which are tried first, and URLs, of which the fastest is used. places: folders that may
+    contain a copy; problems with these are no failure. replace: whether to replace an existing data file.
 
-    The last event is Installed, or Present where another process has made the file meanwhile. Bytes that do not verify
-    are dropped unread. Raises DataError where the only source is no such archive or the folder cannot be written,
-    DownloadError where none of several sources is, OSError where the disk fails.
+    The last event is Installed, or Present if another process has made the file meanwhile. Bytes with a wrong digest
+    are dropped unread. Raises DataError if the only source is no such archive or the folder cannot be written,
+    DownloadError if none of several sources is such an archive, OSError if the disk fails.
     """
     started = time.perf_counter()
     before = _identity(path)
@@ -64,13 +64,13 @@ def install(
                 return
             if not replace:
                 raise DataError(f"{path}: another process has made it, from the archive with SHA-256 {found}")
-        # What a killed process left. Nobody else writes this data file while the lock is held.
+        # Left by a killed process: nobody else writes this data file while the lock is held.
         for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
             leftover.unlink(missing_ok=True)
         source, size = yield from _make(archive, sources, sha256, path, places)
         yield Installed(path, source, size, sha256, time.perf_counter() - started)
     finally:
-        # Removed while it is held: who waits for it finds that its file is gone, and begins again.
+        # Removed while it is held: a process that waits for it notices that the file is gone, and starts again.
         with suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
@@ -82,12 +82,12 @@ def install_official(archive: Archive, path: Path) -> Iterator[Event]:
 
 
 def official_sources(archive: Archive) -> list[str]:
-    """The mirrors that CIFARCTL_MIRRORS names and those that are known, as URLs."""
+    """The URLs of the mirrors in CIFARCTL_MIRRORS and of the known ones."""
     return [*mirrors_from_environment(), *archive.urls]
 
 
 def _lock(path: Path) -> FileLock:
-    """The lock of the data file `path`, not taken yet. Raises DataError where its folder cannot be made."""
+    """The lock of the data file `path`, not acquired yet. Raises DataError if its folder cannot be made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,7 +96,7 @@ def _lock(path: Path) -> FileLock:
             hint="data_dir DIR names another one",
             parameter="data_dir",
         ) from None
-    # Other users of the folder must be able to open it too, to wait for it.
+    # Other users of the folder must be able to open it too, in order to wait for it.
     return FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
 
 
@@ -116,7 +116,7 @@ def _make(
         source, size, train, test = found
         write_data_file(path, train, test, sha256)
         partial.discard()
-    except OSError:  # a disk that is full, or fails: it is left as it was
+    except OSError:  # the disk is full or fails: remove what was written
         with suppress(OSError):
             partial.discard()
         raise
@@ -128,7 +128,7 @@ def _make(
 def _read_local(
     archive: Archive, sources: Sequence[str], sha256: str, places: Sequence[Path], failures: list[Failed]
 ) -> Generator[Failed, None, _Found | None]:
-    """The first copy among the files, folders and places that verifies. Adds the sources that failed to `failures`."""
+    """The first valid copy among the files, folders and places. Adds the sources that failed to `failures`."""
     for source in sources:
         if is_url(source):
             continue
@@ -156,7 +156,7 @@ def _failed(copy: Path, error: DataError) -> Failed:
 
 
 def _read_copy(archive: Archive, copy: Path, sha256: str) -> _Found:
-    """Read an archive or an unpacked folder, after verifying it. Raises DataError."""
+    """Verify and read an archive or an unpacked folder. Raises DataError."""
     if copy.is_dir():
         if sha256 != archive.sha256:
             raise DataError(f"{copy}: an unpacked folder, which has no SHA-256: only the official one can be verified")
@@ -182,10 +182,10 @@ def _read_mirrors(
 ) -> Generator[Event, None, _Found | None]:
     """Fetch the archive and read it. Adds the mirrors that failed to `failures`."""
     source = None
-    for_all = fetch(urls, partial, sha256, archive.size if sha256 == archive.sha256 else None)
+    events = fetch(urls, partial, sha256, archive.size if sha256 == archive.sha256 else None)
     while True:
         try:
-            event = next(for_all)
+            event = next(events)
         except StopIteration as end:
             source = end.value
             break
@@ -196,7 +196,7 @@ def _read_mirrors(
         return None
     try:
         return source, partial.size, *read_archive(archive, partial.path)
-    except DataError as error:  # it has the digest that was asked for, and is something else all the same
+    except DataError as error:  # it has the requested digest, but is no such archive
         partial.discard()
         raise DataError(str(error).replace(str(partial.path), source)) from None
 
@@ -221,7 +221,7 @@ def _explain(archive: Archive, sources: Sequence[str], failures: list[Failed], p
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What changes when the file is replaced; None where there is none."""
+    """A value that changes when the file is replaced; None if there is no file."""
     try:
         status = path.stat()
     except OSError:

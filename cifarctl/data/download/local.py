@@ -1,4 +1,4 @@
-"""Archives and unpacked folders that are on this machine already: given by the user, or left by other tools."""
+"""Find archives and unpacked folders on this machine, which users name or other tools have left."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from cifarctl.data.archive import Archive
 
 
 def common_places(data_folder: Path) -> tuple[Path, ...]:
-    """Where tools and people keep CIFAR: torchvision's tutorials in ./data, Keras in ~/.keras/datasets."""
+    """Folders where tools and people keep CIFAR: torchvision's tutorials in ./data, Keras in ~/.keras/datasets."""
     places = [data_folder, Path(), Path("data"), Path("datasets")]
     with suppress(RuntimeError):  # a user without a home
         home = Path.home()
@@ -18,9 +18,9 @@ def common_places(data_folder: Path) -> tuple[Path, ...]:
 
 
 def find_in(archive: Archive, folder: Path) -> Iterator[Path]:
-    """The archive's possible copies in `folder`: files of its name, and folders with all its files, itself included.
+    """Possible copies of the archive in `folder`: files of its name, and folders with all its files, `folder` included.
 
-    They are not verified. What cannot be looked at is not there.
+    They are not verified. Files that cannot be accessed are ignored.
     """
     for name in archive.file_names:
         if _is_file(folder / name):
@@ -31,7 +31,7 @@ def find_in(archive: Archive, folder: Path) -> Iterator[Path]:
 
 
 def why_none(archive: Archive, folder: Path) -> str:
-    """Why `find_in` finds nothing in the folder, in words."""
+    """Why `find_in` finds nothing in the folder, for an error message."""
     for candidate in _folders(archive, folder):
         if _is_denied(candidate):
             return f"{candidate}: permission denied"
@@ -42,7 +42,7 @@ def why_none(archive: Archive, folder: Path) -> str:
 
 
 def _folders(archive: Archive, folder: Path) -> tuple[Path, ...]:
-    """Where an unpacked archive may be. Keras 3 unpacks into a folder of its own."""
+    """Folders that may be an unpacked archive. Keras 3 unpacks into a folder of its own."""
     return folder, folder / archive.folder, folder / f"{archive.folder}-target" / archive.folder
 
 
@@ -57,5 +57,5 @@ def _is_denied(folder: Path) -> bool:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a folder that is another user's
+    except OSError:  # for example in another user's folder
         return False

@@ -1,8 +1,8 @@
-"""Mirrors in competition: the best few are started together, the fastest is kept, and another goes on where one fails.
+"""Download from the fastest mirror: the best few start together, the fastest wins, and if it fails, another continues.
 
-All of a round's contestants send the same bytes, into memory, until one has brought enough to tell. Only its bytes are
-kept, so that a file with a wrong digest can nearly always be laid at one mirror's door; what the others sent meanwhile
-is at most a few percent of the archive.
+In each round the mirrors send the same bytes, into memory, until it is clear which is the fastest. Only its bytes are
+kept, so that nearly always one mirror is responsible for a wrong digest. The bytes of the others are at most a few
+percent of the archive.
 """
 
 import time
@@ -20,21 +20,21 @@ from cifarctl.data.download.partial import Partial, require_room
 from cifarctl.data.download.urls import redact
 from cifarctl.data.targz import MAX_BYTES
 
-# So many start at once, and one more joins every second while no one has won.
-_WIDTH = 3
+# This many mirrors start at once, and one more joins every second until one has won.
+_INITIAL_MIRRORS = 3
 _JOIN_SECONDS = 1.0
-# A round is won by the first that brings so much, or an eighth of what is missing, or else by the fastest after a time.
-# TCP needs about eight round trips to come up to speed, which is about this much on a fast line.
+# A round is won by the first mirror that sends this many bytes, or an eighth of those that are missing; otherwise by
+# the fastest after this time. TCP reaches full speed after about this many bytes on a fast line.
 _RACE_BYTES = 8 << 20
 _RACE_SECONDS = 3.0
-# The winner is left when it sends over so long only half of what another one showed.
+# After this time, the winner is abandoned if it has less than half the speed of another mirror.
 _COMPARE_SECONDS = 5.0
-# A mirror is given up after so many connections in a row that brought next to nothing.
-_BARREN_CONNECTIONS = 2
+# A mirror is given up after this many connections in a row that sent next to nothing.
+_MAX_USELESS_CONNECTIONS = 2
 _PAUSE_SECONDS = 1.0
 _LISTEN_SECONDS = 0.25
 _REPORT_SECONDS = 0.1
-# The data file is a little larger than the archive: 184.8 MB of 170.5 MB.
+# The data file is a little larger than the archive.
 _DATA_FILE_RATIO = 1.1
 _EARLIER = "an earlier run"
 _PATIENCE = Patience()
@@ -45,11 +45,10 @@ def fetch(
 ) -> Generator[Chosen | Progress | Failed, None, str | None]:
     """Complete `partial` from `urls`, which should all give the file whose SHA-256 is `sha256`.
 
-    size: the file's, where it is known beforehand. patience: when a mirror is left. Returns the URL that gave most of
-    it, without what is secret in it, or None where no mirror is left; then `partial` holds what a later run can go on
-    with. Raises DataError where the disk cannot hold it,
-    DownloadError where the environment names certificates that cannot be read, OSError where `partial` cannot be
-    written.
+    size: of the file in bytes, if known. patience: when a mirror is abandoned. Returns the URL that gave most of the
+    file, without secrets, or None if all mirrors have failed; a later run can then continue with `partial`. Raises
+    DataError if the disk is too small, DownloadError if the environment names certificates that cannot be read, OSError
+    if `partial` cannot be written.
     """
     competition = _Competition(
         [Mirror(url) for url in dict.fromkeys(urls)],
@@ -70,14 +69,14 @@ def fetch(
         else:
             given = competition.given
             return redact(max(given, key=lambda source: (source != _EARLIER, given[source])))
-        if not competition.mirrors and competition.aside:
+        if not competition.mirrors and competition.other_sizes:
             competition.start_over()
     return None
 
 
 @dataclass
 class _Round:
-    """One competition. joined: when the last contestant did. won: when the winner had won."""
+    """One round of the competition. joined: when the last contestant joined. won: when the winner won."""
 
     waiting: deque[Mirror]
     live: dict[Connection, Contestant] = field(default_factory=dict)
@@ -89,10 +88,10 @@ class _Round:
 
 @dataclass
 class _Competition:
-    """mirrors: those that are still in. given: who gave the bytes in `partial`, and how many.
+    """mirrors: those that have not failed. given: how many bytes of `partial` each source has given.
 
-    aside: mirrors whose file has another size than the first one's, where nobody knows the right one.
-    alone: after a wrong digest whose author is not known, each mirror has to give the whole file by itself.
+    other_sizes: mirrors whose file differs in size from the first one's, if the right size is not known.
+    one_by_one: after a wrong digest of bytes from several mirrors, each mirror must send the whole file by itself.
     """
 
     mirrors: list[Mirror]
@@ -102,18 +101,18 @@ class _Competition:
     given: dict[str, int]
     patience: Patience
     total: int | None = None
-    aside: list[Mirror] = field(default_factory=list)
-    alone: bool = False
+    other_sizes: list[Mirror] = field(default_factory=list)
+    one_by_one: bool = False
 
     def set_total(self, total: int) -> None:
-        """The file's size is known now. Raises DataError where the disk cannot hold it and what is made of it."""
+        """Set the file's size. Raises DataError if the disk is too small for it and the data file."""
         self.total = total
         if self.partial.size > total:
             self._forget()
         require_room(self.partial.path.parent, int(total - self.partial.size + _DATA_FILE_RATIO * total))
 
     def hold_round(self, context: SSLContext) -> Iterator[Chosen | Progress | Failed]:
-        """Start the best few, keep the fastest, and take its bytes until the file is complete or it fails."""
+        """Start the best few mirrors, choose the fastest, and store its bytes until it fails or the file is complete."""
         before, reported = self.partial.size, 0.0
         race = _Round(waiting=deque(self._line_up()))
         try:
@@ -121,7 +120,7 @@ class _Competition:
                 if race.winner is None:
                     self._admit(race, context, time.monotonic())
                 if (winner := race.winner) and winner.chunks:
-                    if winner.position - winner.base == winner.received:  # its first ones
+                    if winner.position - winner.base == winner.received:  # its first bytes
                         yield Chosen(winner.mirror.shown, self.partial.size)
                     self._keep(winner)
                 if winner and winner.ended:
@@ -142,12 +141,12 @@ class _Competition:
             time.sleep(_PAUSE_SECONDS)
 
     def drop_all(self) -> Failed:
-        """Drop the bytes, whose digest is wrong, and the mirror if they all came from one."""
+        """Drop all bytes, since their digest is wrong, and the mirror if they all came from one."""
         sources, found = list(self.given), self.partial.sha256
         self.start_over()
         if len(sources) > 1 or sources == [_EARLIER]:
-            self.alone = True
-            # The ones that had no part in it are likelier to be good.
+            self.one_by_one = True
+            # Mirrors that sent none of these bytes are more likely to be good.
             self.mirrors.sort(key=lambda mirror: mirror.url in sources)
             together = f"the SHA-256 of what they gave is {found}, expected {self.sha256}"
             return Failed(" and ".join(map(redact, sources)), f"{together}: dropped")
@@ -155,26 +154,26 @@ class _Competition:
         return Failed(redact(sources[0]), f"its SHA-256 is {found}, expected {self.sha256}")
 
     def start_over(self) -> None:
-        """Drop the bytes, and what was believed of the file's size."""
+        """Drop all bytes and the file's size, unless that was known beforehand, and use all mirrors again."""
         self._forget()
-        self.mirrors += self.aside
-        self.aside, self.total = [], self.known_size
+        self.mirrors += self.other_sizes
+        self.other_sizes, self.total = [], self.known_size
 
     def _line_up(self) -> list[Mirror]:
         """The mirrors for the next round, the best first."""
-        if self.alone:
+        if self.one_by_one:
             mirror = next((mirror for mirror in self.mirrors if mirror.url in self.given), self.mirrors[0])
             if set(self.given) - {mirror.url}:
                 self._forget()
             return [mirror]
-        return sorted(self.mirrors, key=lambda mirror: (mirror.barren, -mirror.speed))
+        return sorted(self.mirrors, key=lambda mirror: (mirror.useless_connections, -mirror.speed))
 
     def _admit(self, race: _Round, context: SSLContext, now: float) -> None:
-        """Start the contestants whose turn it is, and end the competition where one has won."""
-        while race.waiting and (len(race.live) < _WIDTH or now - race.joined >= _JOIN_SECONDS):
-            mirror, place = race.waiting.popleft(), self.partial.size
-            connection = Connection(mirror.url, place, context, race.queue)
-            race.live[connection] = Contestant(mirror, connection, place, place, now, now)
+        """Start the contestants whose turn it is, and stop the others if one has won."""
+        while race.waiting and (len(race.live) < _INITIAL_MIRRORS or now - race.joined >= _JOIN_SECONDS):
+            mirror, offset = race.waiting.popleft(), self.partial.size
+            connection = Connection(mirror.url, offset, context, race.queue)
+            race.live[connection] = Contestant(mirror, connection, offset, offset, now, now)
             race.joined = now
         race.winner = self._winner(list(race.live.values()), now - race.joined, final=not race.waiting)
         if race.winner:
@@ -185,24 +184,24 @@ class _Competition:
             race.live, race.won = {race.winner.connection: race.winner}, now
 
     def _listen(self, race: _Round) -> Iterator[Failed]:
-        """Take in the next message, if one comes soon, and leave the contestants that failed or hang."""
+        """Handle the next message, if one comes soon, and abandon contestants that have failed or hang."""
         broken: list[tuple[Contestant, Broken]] = []
         with suppress(Empty):
             connection, message = race.queue.get(timeout=_LISTEN_SECONDS)
-            if speaker := race.live.get(connection):  # not one that has lost
-                broken += [(speaker, reason)] if (reason := self._hear(speaker, message)) else []
+            if sender := race.live.get(connection):  # None if it has lost already
+                broken += [(sender, reason)] if (reason := self._handle(sender, message)) else []
         now = time.monotonic()
-        alone = len(self.mirrors) == 1
+        is_last = len(self.mirrors) == 1
         for contestant in race.live.values():
-            if not broken and (reason := contestant.find_fault(now, self.patience, alone=alone)):
+            if not broken and (reason := contestant.find_fault(now, self.patience, is_last=is_last)):
                 broken.append((contestant, reason))
         for contestant, reason in broken:
             contestant.connection.stop()
             del race.live[contestant.connection]
-            yield self._leave(contestant, reason, now, rivals=list(race.live.values()))
+            yield self._abandon(contestant, reason, now, rivals=list(race.live.values()))
 
     def _winner(self, contestants: list[Contestant], since_last: float, *, final: bool) -> Contestant | None:
-        """The contestant that has won by now. final: no other one will join."""
+        """The contestant that has won, if one has. final: no other one will join."""
         if final and len(contestants) == 1:
             return contestants[0]
         missing = MAX_BYTES if self.total is None else self.total - self.partial.size
@@ -214,30 +213,30 @@ class _Competition:
             return best if best and not best.is_crawling(time.monotonic()) else None
         return None
 
-    def _hear(self, speaker: Contestant, message: Message) -> Broken | None:
-        """Take in one message. Returns why the contestant is out, if it is."""
-        speaker.heard = time.monotonic()
+    def _handle(self, sender: Contestant, message: Message) -> Broken | None:
+        """Handle one message. Returns why the contestant has failed, if it has."""
+        sender.heard = time.monotonic()
         match message:
             case Broken():
                 return message
             case Opened(total):
-                speaker.opened, speaker.checked = True, speaker.heard
+                sender.opened, sender.checked = True, sender.heard
                 if total is not None:
-                    return self._check_total(speaker.mirror, total)
+                    return self._check_total(sender.mirror, total)
             case Ended():
-                if not speaker.received and self.partial.size != self.total:
+                if not sender.received and self.partial.size != self.total:
                     return Broken("it sends nothing", final=False)
-                speaker.ended = True
+                sender.ended = True
             case bytes():
-                speaker.chunks.append(message)
-                speaker.received += len(message)
-                speaker.arrived += len(message)
-                speaker.position += len(message)
-                speaker.samples.append((speaker.heard, len(message)))
-                if speaker.position > (self.total or MAX_BYTES):
+                sender.chunks.append(message)
+                sender.received += len(message)
+                sender.arrived += len(message)
+                sender.position += len(message)
+                sender.samples.append((sender.heard, len(message)))
+                if sender.position > (self.total or MAX_BYTES):
                     return Broken(f"it sends more than {self.total or MAX_BYTES:,} bytes", final=True)
             case Repeated(size):
-                speaker.arrived += size
+                sender.arrived += size
         return None
 
     def _check_total(self, mirror: Mirror, total: int) -> Broken | None:
@@ -247,12 +246,12 @@ class _Competition:
             self.set_total(total)
         elif total != self.total:
             if self.known_size is None:
-                self.aside.append(mirror)
+                self.other_sizes.append(mirror)
             return Broken(f"its file has {total:,} bytes, expected {self.total:,}", final=True)
         return None
 
     def _keep(self, contestant: Contestant) -> None:
-        """Put the contestant's bytes into the file, as far as they are not there."""
+        """Append the contestant's new bytes to the file."""
         data = b"".join(contestant.chunks)
         new = data[self.partial.size - contestant.base :]
         if new:
@@ -261,21 +260,21 @@ class _Competition:
         contestant.base = contestant.position
         contestant.chunks.clear()
 
-    def _leave(self, contestant: Contestant, broken: Broken, now: float, rivals: list[Contestant]) -> Failed:
-        """Go on without the contestant. What it brought is kept where no other one has as much."""
+    def _abandon(self, contestant: Contestant, broken: Broken, now: float, rivals: list[Contestant]) -> Failed:
+        """Continue without the contestant. Its bytes are kept if no other one has as many."""
         mirror = contestant.mirror
         if not broken.final and all(contestant.position > rival.position for rival in rivals):
             self._keep(contestant)
-        mirror.barren = mirror.barren + 1 if contestant.is_crawling(now) else 0
-        if broken.final or mirror.barren >= _BARREN_CONNECTIONS:
+        mirror.useless_connections = mirror.useless_connections + 1 if contestant.is_crawling(now) else 0
+        if broken.final or mirror.useless_connections >= _MAX_USELESS_CONNECTIONS:
             self.mirrors.remove(mirror)
         return Failed(mirror.shown, broken.reason)
 
     def _is_slow(self, winner: Contestant, now: float) -> bool:
-        """True where another mirror has shown twice the winner's speed."""
+        """True if another mirror was more than twice as fast when it was last measured."""
         winner.mirror.speed = winner.recent_speed(now)
-        rivals = [mirror.speed for mirror in self.mirrors if mirror is not winner.mirror and not mirror.barren]
-        return not self.alone and max(rivals, default=0.0) > 2 * winner.mirror.speed
+        rivals = [mirror for mirror in self.mirrors if mirror is not winner.mirror and not mirror.useless_connections]
+        return not self.one_by_one and max((rival.speed for rival in rivals), default=0.0) > 2 * winner.mirror.speed
 
     def _forget(self) -> None:
         self.partial.reset()

@@ -1,8 +1,7 @@
-"""The part of an archive that has arrived: a file in the data folder that only grows.
+"""An incomplete download: a file in the data folder that only grows.
 
-Every byte in it is one that a server sent for that place, in order, so its length says how much of it is good, also
-after the process was killed. Its name holds the digest that the whole will have: what was fetched for another archive
-is never continued.
+Its bytes are written in order, so that all of them are valid, even after the process was killed. Its name contains the
+digest of the complete archive, so that a download of another archive is never continued with it.
 """
 
 import hashlib
@@ -15,10 +14,10 @@ from cifarctl.errors import DataError
 
 
 class Partial:
-    """A growing archive and its running SHA-256. Raises OSError where the file cannot be read or written."""
+    """A growing archive and its SHA-256 so far. Methods raise OSError if the file cannot be read or written."""
 
     def __init__(self, data_file: Path, sha256: str) -> None:
-        """data_file: the one that will be made of it. sha256: the digest that the archive must have in the end."""
+        """data_file: the file that will be made from it. sha256: the digest of the complete archive."""
         self._pattern = f"{data_file.stem}-*.part"
         self.path = data_file.with_name(f"{data_file.stem}-{sha256[:16]}.part")
         self.size = 0
@@ -33,11 +32,11 @@ class Partial:
 
     @property
     def sha256(self) -> str:
-        """The digest of what is there, in hex."""
+        """The digest of the bytes so far, in hex."""
         return self._hash.hexdigest()
 
     def append(self, data: bytes) -> None:
-        """Add bytes at the end. They are in the system's hands on return, and survive the end of the process."""
+        """Append bytes. They are not buffered, so they survive if the process is killed after this."""
         if self._file is None:
             self._file = self.path.open("ab", buffering=0)
         view = memoryview(data)
@@ -48,27 +47,27 @@ class Partial:
             view = view[written:]
 
     def close(self) -> None:
-        """Keep what is there for a later run."""
+        """Close the file, and keep it for a later run."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def reset(self) -> None:
-        """Drop every byte."""
+        """Delete all bytes."""
         self.close()
         self.path.unlink(missing_ok=True)
         self.size = 0
         self._hash = hashlib.sha256()
 
     def discard(self) -> None:
-        """Remove the file, and those that were begun for other digests of the same data file."""
+        """Remove the file, and incomplete downloads of other archives for the same data file."""
         self.reset()
         for path in self.path.parent.glob(self._pattern):
             path.unlink(missing_ok=True)
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Raise DataError where `folder`'s disk has fewer than `needed` bytes for this user."""
+    """Raise DataError if the disk of `folder` has fewer than `needed` bytes left for this user."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(

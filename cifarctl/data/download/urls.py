@@ -1,4 +1,4 @@
-"""URLs as users write them: which sources are URLs, those that the environment names, and how they are shown."""
+"""Recognise URLs, read those in the environment, and remove secrets before they are shown."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import re
 from cifarctl.errors import UsageError
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-# What is asked for by such a name in a query is not shown: ?access_token=…, &X-Amz-Signature=…, &sig=…
+# Query parameters with such a name are not shown: ?access_token=…, &X-Amz-Signature=…, &sig=…
 _SECRET = re.compile(
     r"([?&;#][^=&;#]*(?:auth|cred|key|passw|pwd|secret|session|sig|token)[^=&;#]*=)[^&;#]*", re.IGNORECASE
 )
@@ -14,7 +14,7 @@ _HOST_AND_PORT = re.compile(r"(?:[^:@/?#\[\]]*|\[[^@/?#\]]*\])(?::\d*)?(?=[/?#]|
 
 
 def is_url(source: str) -> bool:
-    """True for what is fetched, false for a path. Raises UsageError for a URL that is neither http nor https."""
+    """True for an http or https URL, False for a path. Raises UsageError for any other URL."""
     scheme = _SCHEME.match(source)
     if scheme and scheme[0].lower() not in ("http://", "https://"):
         raise UsageError(f"{redact(source)}: no http or https URL")
@@ -35,16 +35,13 @@ def mirrors_from_environment() -> list[str]:
 
 
 def redact(source: str) -> str:
-    """The URL without its user, password and secret parameters, as every message and result shows it.
-
-    A path stays as it is.
-    """
+    """The URL without user, password and secret parameters, for messages and results. A path stays as it is."""
     scheme = _SCHEME.match(source)
     if scheme is None:
         return source
     rest = source[scheme.end() :]
-    # A password may hold a "/" or "@" that should have been escaped. So whatever comes before the last "@" is hidden,
-    # unless the URL begins with a host, and the "@" is in its path.
+    # A password may contain a "/" or "@" that should have been escaped. So everything before the last "@" is hidden,
+    # unless the URL begins with a host and the "@" is in the path.
     if "@" in rest and not _HOST_AND_PORT.match(rest):
         rest = "***@" + rest.rpartition("@")[2]
     return scheme[0] + _SECRET.sub(r"\1***", rest)

@@ -112,7 +112,7 @@ class _Competition:
         require_room(self.partial.path.parent, int(total - self.partial.size + _DATA_FILE_RATIO * total))
 
     def hold_round(self, context: SSLContext) -> Iterator[Chosen | Progress | Failed]:
-        """Start the best few mirrors, choose the fastest, and store its bytes until it fails or the file is complete."""
+        """Start the best few mirrors, choose the fastest, and store its bytes until it fails or all are there."""
         before, reported = self.partial.size, 0.0
         race = _Round(waiting=deque(self._line_up()))
         try:

@@ -109,7 +109,7 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
     info = read_info(path)
     if info.kind != kind:
         article = "an" if info.kind == "autoencoder" else "a"
-        raise WeightsError(f"{path}: holds {article} {info.kind}, where {kind} weights are needed")
+        raise WeightsError(f"{path}: holds {article} {info.kind}, but {kind} weights are needed")
     try:
         with torch.device("meta"):  # shapes without memory, so that a hostile configuration costs nothing
             model = models.build(info.model, **info.config)

@@ -100,9 +100,9 @@ def test_what_a_file_holds_is_known_when_it_is_read(classifier_run: Path, autoen
 
 
 def test_a_model_of_the_other_kind_is_refused(classifier_run: Path, autoencoder_run: Path) -> None:
-    with pytest.raises(WeightsError, match="holds an autoencoder, where classifier weights are needed"):
+    with pytest.raises(WeightsError, match="holds an autoencoder, but classifier weights are needed"):
         cifarctl.load_classifier(autoencoder_run)
-    with pytest.raises(WeightsError, match="holds a classifier, where autoencoder weights are needed"):
+    with pytest.raises(WeightsError, match="holds a classifier, but autoencoder weights are needed"):
         cifarctl.load_autoencoder(classifier_run)
 
 

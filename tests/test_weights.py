@@ -202,7 +202,7 @@ def test_a_model_outlives_its_file(classifier_file: Path) -> None:
 def test_the_wrong_kind_says_which_is_needed(cifarctl: Cifarctl, classifier_file: Path, tmp_path: Path) -> None:
     done = cifarctl("reconstruct", "-m", classifier_file, "--data", "synthetic", "-o", tmp_path / "x.png")
     assert done.code == 1
-    assert "holds a classifier, where autoencoder weights are needed" in done.error
+    assert "holds a classifier, but autoencoder weights are needed" in done.error
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "folder"])

@@ -7,7 +7,7 @@ from cifarctl.errors import UsageError
 
 
 def default_val_size(n: int) -> int:
-    """2,000 images (4 % of CIFAR-10's 50,000), or a tenth where that is fewer, and at least one."""
+    """2,000 images (4 % of CIFAR-10's 50,000), or a tenth if that is fewer, and at least one."""
     return max(1, min(2000, n // 10))
 
 

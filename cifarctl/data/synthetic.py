@@ -32,7 +32,7 @@ class Synthetic(DataKind):
         return {}
 
 
-@lru_cache(maxsize=2)  # train and val are parts of one drawing, which takes a second
+@lru_cache(maxsize=2)  # train and val come from the same call, which takes a second
 def draw_synthetic(n: int, seed: int) -> Dataset:
     """Draw `n` images, about the same number of each class, from `seed`.
 

@@ -1,4 +1,4 @@
-"""Layers that several models share, shaped by where convolutions lose time on a CPU."""
+"""Layers that several models share, with faster methods for training and predicting on a CPU."""
 
 import functools
 import math

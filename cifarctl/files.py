@@ -1,6 +1,7 @@
 """The one way in which the project writes a file, whole or not at all; and where those that come with it lie."""
 
 import errno
+import json
 import os
 import secrets
 import sys
@@ -8,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cifarctl.errors import FileInUseError
 
@@ -47,16 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("r+b") as file:  # Windows' fsync fails where the file was opened for reading
             os.fsync(file.fileno())
-        if sys.platform == "win32":  # which cannot open a folder
-            _replace_unused(temporary, path)
-        else:
-            temporary.replace(path)
-            # Else power loss could undo the renaming.
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        move_file(temporary, path)
     except BaseException as error:
         with suppress(OSError):  # the error that matters is the first one
             temporary.unlink(missing_ok=True)
@@ -64,6 +56,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and (of_disk or error.filename == str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename `source` to `target`, on the same file system, and replace what is there. Raises OSError, FileInUseError
+    as `atomic_path`.
+    """
+    if sys.platform == "win32":  # which cannot open a folder
+        _replace_unused(source, target)
+        return
+    source.replace(target)
+    # Else power loss could undo the renaming.
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def remove_temporary(folder: Path) -> None:
@@ -81,6 +89,11 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str
     content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON for a file of ours. Raises ValueError on NaN and infinities: other readers refuse such a file."""
+    return json.dumps(value, indent=indent, allow_nan=False)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cifarctl import models
 from cifarctl.errors import WeightsError
-from cifarctl.files import PRETRAINED, save_tensors
+from cifarctl.files import PRETRAINED, save_tensors, to_json
 from cifarctl.hardware import memory_format
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.version import __version__
@@ -53,11 +53,11 @@ def save(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
         "format": _FORMAT,
         "kind": info.kind,
         "model": info.model,
-        "config": json.dumps(info.config),
-        "classes": json.dumps(info.classes),
-        "data": json.dumps(info.data),
-        "metrics": json.dumps(info.metrics),
-        "training": json.dumps(info.training),
+        "config": to_json(info.config),
+        "classes": to_json(info.classes),
+        "data": to_json(info.data),
+        "metrics": to_json(info.metrics),
+        "training": to_json(info.training),
         "cifarctl_version": info.cifarctl_version,
         "created": info.created or datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -25,7 +25,7 @@ from cifarctl.data.dataset import Dataset
 from cifarctl.data.download import common_places, is_url
 from cifarctl.hardware import is_out_of_memory
 from cifarctl.shell import command_line
-from cifarctl.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from cifarctl.training.checkpoint import Checkpoint, TrainingState
 
 from py2_pickle import SmallArchive
 from support import Cifarctl, MadeOnce, Result
@@ -163,8 +163,8 @@ def test_a_checkpoint_that_was_read_is_not_in_use(tmp_path: Path) -> None:
     model(torch.ones(1, 8)).sum().backward()
     optimizer.step()
     copies = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for _ in range(2)]
-    save_checkpoint(path, TrainingState(best=copies[0], ema=copies[1]), model, optimizer)
-    state = load_checkpoint(path, model, optimizer, torch.device("cpu"))
+    Checkpoint(path).save(TrainingState(best=copies[0], ema=copies[1]), model, optimizer)
+    state = Checkpoint(path).load(model, optimizer, torch.device("cpu"))
     check_unused(path)
     assert state.best.keys() == state.ema.keys() == copies[0].keys()
 

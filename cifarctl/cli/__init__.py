@@ -13,6 +13,7 @@ import typer
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
 from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, spelled, write_line
+from cifarctl.cli.parsing import Command
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
 from cifarctl.cli.train_ae import train_ae
@@ -37,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 for _command in (download, train_ae, train_clf, evaluate, reconstruct, predict):
-    app.command(_command.__name__.replace("_", "-"), help=_help(_command))(_command)
+    app.command(_command.__name__.replace("_", "-"), cls=Command, help=_help(_command))(_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +35,10 @@ def run_training(
 ) -> None:
     """Train as `options` say, show it, and give the summary; or only print the recipe."""
     from cifarctl.cli.download import ensure_data
-    from cifarctl.training.options import TrainOptions, assignment, check
+    from cifarctl.training.options import assignment, check
+    from cifarctl.training.preflight import check_stored_options
     from cifarctl.training.run_dir import RunDir
-    from cifarctl.training.session import train
+    from cifarctl.training.session import Started, train
     from cifarctl.training.signals import raised_signals
 
     if print_recipe:
@@ -48,27 +49,44 @@ def run_training(
     command = str(context.info_name)
     if may_restart() and out is None:
         raise UsageError("torchrun --max-restarts: a restart must find the run", hint="name its folder with --out")
-    if restarts() and out and (out / "config.json").exists():  # torchrun repeats the command when a process has failed
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run, and --overwrite replaces it", hint="leave one of them out")
+    if restarts() and out and RunDir.is_resumable(out):  # torchrun repeats the command when a process has failed
         resume, overwrite = True, False
+    numbered = out is None
     if resume:
         if out is None:
             raise UsageError("--resume: which run?", hint="name its folder with --out")
-        run = RunDir(out, resume=True) if process_number() == 0 else RunDir.opened(out)
-        options = _resumed(context, options, TrainOptions.from_config(run.read_config(), run.config))
+        if process_number() == 0:
+            RunDir.check_unused(out)
+            RunDir.check_resumable(out)
+        run = RunDir.opened(out)
+        options = _resumed(context, options, check_stored_options(run.read_config(), run.config))
     else:
         out = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        if process_number() == 0:
+        if process_number() == 0 and not numbered:
+            RunDir.check_unused(out)
             RunDir.check_free(out, overwrite=overwrite)
     check(options)
     remark_unproven(options.device, output)
     _remark_slow(options, output)
     ensure_data(options.source, output, offline=offline)
+    run_path = out if resume else None
+
+    def noted(events: "Iterable[Event]") -> "Iterator[Event]":
+        nonlocal run_path
+        for event in events:
+            if isinstance(event, Started):
+                run_path = event.run  # the default name may have got a number
+            yield event
+
+    events = train(options, out, resume=resume, overwrite=overwrite, numbered=numbered)
     try:
-        with raised_signals():
-            summary = _show(train(options, out, resume=resume, overwrite=overwrite), output)
+        with raised_signals(), closing(events):
+            summary = _show(noted(events), output)
     except (Interrupted, TrainingError) as error:
-        if (out / "config.json").exists():
-            again = command_line(["cifarctl", command, "--out", str(out), "--resume"])
+        if run_path and RunDir.is_resumable(run_path):
+            again = command_line(["cifarctl", command, "--out", str(run_path), "--resume"])
             error.hint = error.hint or f"go on with: {again}"
         raise
     output.result(summary, lambda: _summary_table(summary))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cifarctl.errors import TrainingError
+from cifarctl.errors import TrainingError, WeightsError
 from cifarctl.hardware import is_out_of_memory, release_memory
 
 # What torch raises if a GPU or its driver fails. Older versions raise RuntimeError.
@@ -39,13 +39,25 @@ def compute_with_diagnosis(
     )
 
 
-def check_finite(loss: float, step: int, steps: int) -> None:
-    """Raise TrainingError unless `loss` is a finite number."""
-    if not math.isfinite(loss):
+def check_finite(value: float, step: int, steps: int, name: str = "loss") -> None:
+    """Raise TrainingError unless `value`, which is called `name`, is a finite number."""
+    if not math.isfinite(value):
         raise TrainingError(
-            f"the loss is no longer finite at step {step} of {steps}",
-            hint="a lower --lr, or --precision fp32; the best epoch so far is in the run's model.safetensors",
+            f"the {name} is no longer finite at step {step} of {steps}",
+            hint="a lower --lr, or --precision fp32; if an epoch was saved before, the best one is in the run's "
+            "model.safetensors",
         )
+
+
+def finite_metrics(measure: Callable[[], dict[str, float]], step: int, steps: int) -> dict[str, float]:
+    """`measure()`: metrics by name, after `step`. Raises TrainingError if one is not finite."""
+    try:
+        metrics = measure()
+    except WeightsError:  # the model's outputs are not finite: not a damaged file, since the run has just made it
+        metrics = {"loss": math.nan}
+    for name, value in metrics.items():
+        check_finite(value, step, steps, f"validation {name}")
+    return metrics
 
 
 def _find_count_that_fits(compute: Callable[[int], Tensor], count: int) -> int:

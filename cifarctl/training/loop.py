@@ -3,11 +3,10 @@
 import hashlib
 import time
 from bisect import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +16,10 @@ from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Precision, autocast, memory_format
 from cifarctl.models.base import Model
-from cifarctl.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from cifarctl.training.checkpoint import Checkpoint, TrainingState
 from cifarctl.training.cuda_graph import CapturedStep
 from cifarctl.training.events import Encoding, EpochDone, Fitted, StepDone
-from cifarctl.training.failures import check_finite, compute_with_diagnosis
+from cifarctl.training.failures import check_finite, compute_with_diagnosis, finite_metrics
 from cifarctl.training.model_weights import copy_weights, update_average, weights_replaced
 from cifarctl.training.objectives import Objective
 from cifarctl.training.optim import build_optimizer, keep_rates_on, learning_rate_factor, set_learning_rate
@@ -49,9 +48,8 @@ def fit(
     *,
     seed: int,
     precision: Precision,
-    checkpoint: Path,
+    checkpoint: Path | Checkpoint,
     ranks: Ranks = ALONE,
-    data: Mapping[str, Any] | None = None,
 ) -> Iterator[Encoding | StepDone | EpochDone | Fitted]:
     """Train `model` in place and leave the best epoch's weights (by `objective.metric` on `val`) in it. The last event
     is Fitted.
@@ -64,7 +62,8 @@ def fit(
     fails or the loss is not finite, OSError if the checkpoint cannot be written, ProcessLostError if another rank has
     ended, UsageError if the ranks cannot share a batch equally.
     """
-    trainer = Trainer(model, objective, train, val, recipe, seed, precision, checkpoint, ranks, data)
+    saves = Checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    trainer = Trainer(model, objective, train, val, recipe, seed, precision, saves, ranks)
     if objective.encodes_first:
         yield Encoding(len(train))
     trainer.prepare_inputs()
@@ -87,9 +86,8 @@ class Trainer:
     recipe: Recipe
     seed: int
     precision: Precision
-    checkpoint: Path
+    checkpoint: Checkpoint
     ranks: Ranks
-    data: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
         batch_size, images, processes = self.recipe.batch_size, len(self.train), self.ranks.size
@@ -119,9 +117,9 @@ class Trainer:
         if self.ranks.from_main(self.checkpoint.exists()):
             if not self.checkpoint.exists():
                 raise RunDirError(
-                    f"{self.checkpoint}: only the first process sees it", hint="machines share the run's folder"
+                    f"{self.checkpoint.path}: only the first process sees it", hint="machines share the run's folder"
                 )
-            return load_checkpoint(self.checkpoint, self.model, self.optimizer, self.device, self.data)
+            return self.checkpoint.load(self.model, self.optimizer, self.device)
         state = TrainingState(loss_sum=torch.zeros((), device=self.device))
         if self.recipe.ema:
             state.ema = copy_weights(self.model)
@@ -255,7 +253,8 @@ class Trainer:
         """Measure the model after `epoch` epochs, and add that to the history. Keep the best; save if it is time."""
         state = self.state
         with weights_replaced(self.model, state.ema):
-            metrics = self.objective.validate(self.val, self.precision, self.ranks)
+            validate = partial(self.objective.validate, self.val, self.precision, self.ranks)
+            metrics = finite_metrics(validate, state.step, self.steps)
             value = metrics[self.objective.metric]
             # `>=`: of equally good epochs the later one, which has seen more.
             if is_best := value >= state.best_metric:
@@ -281,7 +280,7 @@ class Trainer:
     def _stop_if(self, request: Request) -> None:
         """Raise Interrupted if that is requested; the state has been saved."""
         if request.stops:
-            raise interrupted(request, self.state.step, self.steps, self.checkpoint)
+            raise interrupted(request, self.state.step, self.steps, self.checkpoint.path)
 
     def _sync_buffers(self) -> None:
         """Average the losses and the norms' statistics over all processes, since each has seen other images."""
@@ -298,7 +297,7 @@ class Trainer:
         started = time.perf_counter()
         self.state.scaler = self.scaler.state_dict()  # reading it waits for a GPU, so not at every step
         if self.ranks.is_main:
-            save_checkpoint(self.checkpoint, self.state, self.model, self.optimizer, self.data)
+            self.checkpoint.save(self.state, self.model, self.optimizer)
         self.saved_at = time.perf_counter()
         self.saving_seconds = self.saved_at - started
 

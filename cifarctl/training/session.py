@@ -3,9 +3,12 @@ this.
 """
 
 import hashlib
+import math
 import platform
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +43,10 @@ from cifarctl.training.objectives import (
     balanced_weights,
 )
 from cifarctl.training.options import TrainOptions, check
+from cifarctl.training.preflight import check_batch, check_recipe, remarks_on_bits
 from cifarctl.training.recipes import Recipe
-from cifarctl.training.run_dir import EpochFiles, RunDir, TensorBoardLog
+from cifarctl.training.run_dir import EpochFiles, RunDir
+from cifarctl.training.tensorboard import TensorBoardLog
 from cifarctl.version import __version__
 
 
@@ -79,9 +84,16 @@ Event = Started | Encoding | StepDone | EpochDone | Measuring | Finished
 
 
 def train(
-    options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False, arrays: Arrays | None = None
-) -> Iterator[Event]:
-    """Run the whole training into the folder `out`, yielding what happens.
+    options: TrainOptions,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    numbered: bool = False,
+    arrays: Arrays | None = None,
+) -> Generator[Event]:
+    """Run the whole training into the folder `out`, yielding what happens. numbered: if that is there, into `out`-2, or
+    the next that is not.
 
     arrays: the data, if `options.data` is `data.arrays.NAME`.
     With `resume`, `options` are those that the run was started with; the data may lie elsewhere, and another device may
@@ -92,18 +104,23 @@ def train(
     check(options)
     options = options.located()
     device = local_device(select_device(options.device))
-    with join_ranks(device) as ranks:
-        yield from _train(options, out, device, ranks, resume=resume, overwrite=overwrite, arrays=arrays)
+    with join_ranks(device) as ranks, ExitStack() as opened:
+        resume = ranks.from_main(resume)  # after a restart, others may have looked at the folder later
+
+        def open_run() -> RunDir:
+            run = RunDir(out, resume=resume, overwrite=overwrite, numbered=numbered)
+            return opened.enter_context(closing(run))
+
+        yield from _train(options, device, ranks, open_run, resume=resume, arrays=arrays)
 
 
 def _train(
     options: TrainOptions,
-    out: Path,
     device: torch.device,
     ranks: Ranks,
+    open_run: Callable[[], RunDir],
     *,
     resume: bool,
-    overwrite: bool,
     arrays: Arrays | None,
 ) -> Iterator[Event]:
     precision = select_precision(options.precision, device)
@@ -113,7 +130,10 @@ def _train(
     libraries = load_gpu_libraries(device) if device.type == "cuda" else None
     if libraries:
         import_beside(_needed_later(options))
-    config_then = RunDir.opened(out).read_config() if resume else {}
+    run = open_run() if resume and ranks.is_main else None
+    config_then = ranks.from_main(run.read_config() if run else {}) if resume else {}
+    if run:
+        check_recipe(config_then, recipe, run.config)
     data = _load(options.source_of(arrays), config_then, device)
     train_set, val_set = data.train, data.val
     encoder, encoder_sha256 = _given(options.encoder, "autoencoder", config_then.get("encoder_sha256"))
@@ -123,19 +143,34 @@ def _train(
         teacher, teacher_info = weights.load_classifier(teacher_path, device)
         require_classes(teacher_info.classes, train_set.classes, teacher_path)
     model, config = _build(options, recipe, train_set, device, encoder)
+    check_batch(model, recipe, train_set.images, ranks)
+    model.eval().initialize(train_set.images)
+    objective = _objective(options, model, recipe, precision, train_set, teacher)
 
+    digests = {"encoder_sha256": encoder_sha256, "teacher_sha256": teacher_sha256}
+    computing = {**_config(options, recipe, device, precision), "processes": ranks.size}
+    remarks = data.remarks
     if ranks.is_main:
-        run = RunDir(out, resume=resume, overwrite=overwrite)
+        # A new run's folder is made when nothing is left that could refuse it.
+        run = run or open_run()
         if resume:
+            remarks += remarks_on_bits(config_then, computing)
             config_now = {**config_then, "options": asdict(options), "device": str(device), "precision": precision}
         else:
-            config_now = {**_config(options, recipe, device, precision), "processes": ranks.size}
-        digests = {"encoder_sha256": encoder_sha256, "teacher_sha256": teacher_sha256}
+            config_now = {"id": secrets.token_hex(8), **computing}
+        run.checkpoint.belongs_to = _belongs_to(options, recipe, data.description, digests, config_now)
+        if run.checkpoint.exists():
+            remarks += tuple(run.checkpoint.read())
+        elif resume:
+            run.check_checkpoint()
+        if not run.has_lock:
+            remarks += (f"{run.path}: its file system has no locks, so let no other process use this folder",)
         run.write_json(run.config, {**config_now, "data": data.description, **digests})
-    out = ranks.from_main(out)  # its default holds the time; and nobody goes on before the folder is ready
-    if not ranks.is_main:
+    # A new run's default name holds the time; and nobody goes on before the folder is ready.
+    out, belongs_to = ranks.from_main((run.path, run.checkpoint.belongs_to) if run else (Path(), {}))
+    if run is None:
         run = RunDir.opened(out)
-    objective = _objective(options, model, recipe, precision, train_set, teacher)
+        run.checkpoint.belongs_to = belongs_to
     resumed = run.checkpoint.exists()
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     yield Started(
@@ -147,7 +182,7 @@ def _train(
         len(train_set),
         len(val_set),
         resumed,
-        data.remarks,
+        remarks,
     )
 
     info = weights.ModelInfo(
@@ -173,7 +208,6 @@ def _train(
             precision=precision,
             checkpoint=run.checkpoint,
             ranks=ranks,
-            data=data.description,
         ):
             if not ranks.is_main:
                 if isinstance(event, Fitted):
@@ -182,6 +216,8 @@ def _train(
                 continue
             if isinstance(event, Fitted):
                 yield Measuring()
+                files.write()
+                run.take_place()
                 # Once more: a run that was killed right after its last checkpoint has an earlier epoch's there.
                 weights.save(run.last, event.last, info)
                 if isinstance(model, Classifier):
@@ -203,7 +239,8 @@ def _train(
     finally:
         if board:
             board.close()
-    run.checkpoint.unlink(missing_ok=True)
+    run.checkpoint.remove()
+    run.close()
     yield Finished(run.path, summary)
 
 
@@ -255,7 +292,7 @@ def _given(reference: str | None, kind: models.Kind, sha256_then: str | None) ->
 def _build(
     options: TrainOptions, recipe: Recipe, train_set: Dataset, device: torch.device, encoder_path: Path | None
 ) -> tuple[Model, dict[str, Any]]:
-    """The model with its first weights, on `device`, and the configuration that builds it again."""
+    """The model with weights drawn by the seed, on `device`, and the configuration that builds it again."""
     config = dict(recipe.model)
     encoder: Autoencoder | None = None
     if options.kind == "classifier":
@@ -273,7 +310,6 @@ def _build(
         assert model.encoder is not None
         model.encoder.load_state_dict(encoder.state_dict())
         model.encoder.requires_grad_(options.finetune)
-    model.eval().initialize(train_set.images)
     return model, config
 
 
@@ -308,6 +344,20 @@ def _config(options: TrainOptions, recipe: Recipe, device: torch.device, precisi
         "versions": _versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _belongs_to(
+    options: TrainOptions,
+    recipe: Recipe,
+    data: dict[str, Any],
+    digests: Mapping[str, str | None],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a checkpoint must have been saved with, if this run is to go on from it."""
+    names = ("kind", "seed", "latent_dim", "finetune", "limit", "val_size")
+    stated = {name: getattr(options, name) for name in names}
+    run = {"run": config["id"]} if "id" in config else {}  # version 0.2 gave it none
+    return {**stated, "arch": options.model_name, "recipe": asdict(recipe), "data": data, **digests, **run}
 
 
 def _needed_later(options: TrainOptions) -> list[str]:
@@ -353,6 +403,9 @@ def _finish(
         metrics = dict(report.metrics)
         figure = plots.confusion(report.confusion_matrix, test_set.classes)
         picture, curve = run.path / "confusion.png", "accuracy"
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise TrainingError(f"the test split's {name} is not finite", hint="a lower --lr, or --precision fp32")
     plots.save(figure, picture)
     run.write_history(fitted.history)
     plots.save(plots.curves(fitted.history, curve), run.path / "curves.png")

@@ -1,0 +1,121 @@
+"""What can be refused before a run's folder is made or touched, and what the user should know before it goes on."""
+
+import copy
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from cifarctl.data.dataset import to_float
+from cifarctl.distributed import Ranks
+from cifarctl.errors import RunDirError, UsageError
+from cifarctl.models.base import Model
+from cifarctl.training.augment import scale
+from cifarctl.training.checkpoint import describe_differences
+from cifarctl.training.options import TrainOptions
+from cifarctl.training.recipes import Recipe
+from cifarctl.version import __version__
+
+_KINDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "an object", types.NoneType: "null"}
+_LEAST = {"seed": 0, "val_size": 1, "limit": 1, "latent_dim": 1}
+_MOST_SEED = 2**31 - 1
+
+
+def check_batch(model: Model, recipe: Recipe, images: Tensor, ranks: Ranks) -> None:
+    """Raise UsageError if the training `images`, uint8 (N, 3, 32, 32), make no batch that `model` can learn from."""
+    if recipe.batch_size % ranks.size or len(images) < ranks.size:
+        raise UsageError(f"--batch-size {recipe.batch_size}: {ranks.size} processes cannot share it equally")
+    if min(recipe.batch_size, len(images)) // ranks.size > 1:
+        return
+    trial = copy.deepcopy(model).train()
+    image = scale(to_float(images[:1]), min((size for _, size in recipe.image_sizes), default=images.shape[-1]))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial(image)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            "one image per step and process: a batch norm of this model needs two or more",
+            hint="a larger --batch-size"
+            if recipe.batch_size // ranks.size == 1
+            else "a larger --limit, or more images",
+        ) from None
+
+
+def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
+    """The options in a run's `config.json`, at `path`. Raises RunDirError if a field is of the wrong type or out of
+    range, as it may be after an edit by hand.
+    """
+    stored = config.get("options")
+    hints = get_type_hints(TrainOptions)
+    for name, value in stored.items() if isinstance(stored, dict) else ():
+        if name in hints and (wanted := _mismatch(name, value, hints[name])):
+            raise RunDirError(f"{path}: options.{name} is {value!r}, not {wanted}", hint=_REPAIR)
+    options = TrainOptions.from_config(dict(config), path)
+    try:
+        _ = options.resolved_recipe
+    except UsageError as error:
+        raise RunDirError(f"{path}: options.overrides: {error}", hint=_REPAIR) from None
+    return options
+
+
+_REPAIR = "bring the file back as the run wrote it, or train anew with --overwrite"
+
+
+def _mismatch(name: str, value: Any, hint: Any) -> str | None:
+    """What a value should be, in words, if it is not of the type `hint`."""
+    if get_origin(hint) is Literal:
+        return None if value in get_args(hint) else f"one of: {', '.join(get_args(hint))}"
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(get_origin(kind) or kind for kind in kinds)
+    if type(value) not in kinds:
+        return " or ".join(_KINDS[kind] for kind in kinds)
+    if type(value) is int and value < _LEAST[name]:
+        return f"{_LEAST[name]} or more"
+    return f"{_MOST_SEED} or less" if name == "seed" and value > _MOST_SEED else None
+
+
+def check_recipe(config: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
+    """Raise RunDirError if a run's `config.json`, at `path`, holds another recipe than this version makes of its
+    options: it would go on to another model.
+    """
+    stored = config.get("recipe")
+    if not isinstance(stored, dict):
+        raise RunDirError(f"{path}: has no recipe", hint=_REPAIR)
+    defaults = {item.name: value for item in fields(Recipe) if (value := getattr(Recipe, item.name, None)) is not None}
+    then: dict[str, Any] = {**defaults, **{_RENAMED.get(str(name), str(name)): value for name, value in stored.items()}}
+    if differences := describe_differences({"recipe": then}, {"recipe": asdict(recipe)}):
+        version = _versions(config).get("cifarctl", "another version")
+        raise RunDirError(
+            f"{path}: {'; '.join(differences)} in this version ({__version__}), so the run would end as another model",
+            hint=f"resume it with cifarctl {version}, or train anew with --overwrite",
+        )
+
+
+# Fields of recipes that had another name in version 0.2.
+_RENAMED = {"sides": "image_sizes"}
+
+
+def _versions(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = config.get("versions")
+    return found if isinstance(found, dict) else {}
+
+
+def remarks_on_bits(config: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Why a resumed run may end with other bits than without the break: what its `config.json` and `now` say of the
+    threads, processes, device, precision and versions.
+    """
+
+    def named(values: Mapping[str, Any]) -> dict[str, Any]:
+        computing = {name: values[name] for name in ("threads", "processes", "device", "precision") if name in values}
+        versions = _versions(values)
+        return computing | {f"version of {name}": versions[name] for name in ("cifarctl", "torch") if name in versions}
+
+    if not (differences := describe_differences(named(config), named(now))):
+        return ()
+    return (f"the last bits may differ from those without the break: {'; '.join(differences)}",)

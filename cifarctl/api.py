@@ -29,6 +29,7 @@ from cifarctl.hardware import Device, Precision, select_device
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.checkpoint import Record
 from cifarctl.training.options import TrainOptions, resumed
+from cifarctl.training.preflight import check_stored_options
 from cifarctl.training.run_dir import RunDir, read_history
 from cifarctl.training.session import Event, Finished, train
 
@@ -313,8 +314,9 @@ def _train(
     if arrays and options.kind == "classifier" and not arrays.datasets["train"].classes:
         raise ArrayError("data: a classifier needs labels", hint="data takes (images, labels)", parameter="data")
     if resume:
-        run = RunDir(path, resume=True)
-        stored = TrainOptions.from_config(run.read_config(), run.config)
+        RunDir.check_resumable(path)
+        run = RunDir.opened(path)
+        stored = check_stored_options(run.read_config(), run.config)
         names = [option.name for option in fields(TrainOptions) if option.name not in ("kind", "overrides")]
         options = resumed(options, stored, [*names, *(stored.overrides or {}), *(options.overrides or {})])
     # Closed, or the folder would stay locked after an exception of `on_event`.

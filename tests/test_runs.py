@@ -4,7 +4,6 @@ import errno
 import json
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from cifarctl.cli import training
 from cifarctl.files import move_file, to_json
-from cifarctl.training import run_dir
 from cifarctl.training.loop import EpochDone
 from cifarctl.training.sealed_file import load_sealed
 
@@ -177,7 +175,7 @@ class TestOverwrite:
             move_file(source, target)
 
         with monkeypatch.context() as patched:
-            patched.setattr(run_dir, "move_file", dies)
+            patched.setattr("cifarctl.training.run_dir.move_file", dies)
             assert cifarctl(*RUN, "--out", out, "--overwrite").code == 1
         assert not (out / "summary.json").exists()
         assert cifarctl("evaluate", "-m", out, "--quiet").code == 0
@@ -231,7 +229,7 @@ class TestStart:
         self, cifarctl: Cifarctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+        monkeypatch.setattr("time.strftime", lambda *_: "20260101-000000")
         for number in ("", "-2", "-3"):
             done = cifarctl(*MLP, "--epochs", 1, "--json")
             assert done.json["run"] == f"runs/train-clf-20260101-000000{number}"
@@ -369,7 +367,7 @@ def rewrite_checkpoint(run: Path, metadata: dict[str, str], without: str = "-") 
     save_file(tensors, path, {"position": found["position"], **metadata})
 
 
-def edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     config = json.loads((run / "config.json").read_text())
     change(config)
     (run / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""The whole state of a training run as one safetensors file, and back: the newest one and the one before it.
+"""Write the whole state of a training run to a safetensors file, keep the one before it, and read them.
 
 It holds no random generator's state: every step seeds the generator from (seed, step), so the step's number is enough.
 """

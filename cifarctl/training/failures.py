@@ -40,7 +40,7 @@ def compute_with_diagnosis(
 
 
 def check_finite(value: float, step: int, steps: int, name: str = "loss") -> None:
-    """Raise TrainingError unless `value`, which is called `name`, is a number."""
+    """Raise TrainingError unless `value`, which is called `name`, is a finite number."""
     if not math.isfinite(value):
         raise TrainingError(
             f"the {name} is no longer finite at step {step} of {steps}",

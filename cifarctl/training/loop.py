@@ -62,9 +62,8 @@ def fit(
     is damaged or of another run, OSError if it cannot be written, ProcessLostError if another rank has ended,
     UsageError if the ranks cannot share a batch equally.
     """
-    if isinstance(checkpoint, Path):
-        checkpoint = Checkpoint(checkpoint)
-    trainer = Trainer(model, objective, train, val, recipe, seed, precision, checkpoint, ranks)
+    saves = Checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    trainer = Trainer(model, objective, train, val, recipe, seed, precision, saves, ranks)
     if objective.encodes_first:
         yield Encoding(len(train))
     trainer.prepare_inputs()
@@ -254,8 +253,8 @@ class Trainer:
         """Measure the model after `epoch` epochs, and add that to the history. Keep the best; save if it is time."""
         state = self.state
         with weights_replaced(self.model, state.ema):
-            measure = partial(self.objective.validate, self.val, self.precision, self.ranks)
-            metrics = finite_metrics(measure, state.step, self.steps)
+            validate = partial(self.objective.validate, self.val, self.precision, self.ranks)
+            metrics = finite_metrics(validate, state.step, self.steps)
             value = metrics[self.objective.metric]
             # `>=`: of equally good epochs the later one, which has seen more.
             if is_best := value >= state.best_metric:

@@ -1,7 +1,7 @@
 """The commands' verbs for Python programs, as `cifarctl.load` and so on."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, overload
@@ -317,11 +317,12 @@ def _train(
         stored = TrainOptions.from_config(run.read_config(), run.config)
         names = [option.name for option in fields(TrainOptions) if option.name not in ("kind", "overrides")]
         options = resumed(options, stored, [*names, *(stored.overrides or {}), *(options.overrides or {})])
-    for event in train(options, path, resume=resume, overwrite=overwrite, arrays=arrays):
-        if on_event:
-            on_event(event)
-        if isinstance(event, Finished):
-            return Run(event.run, event.summary, read_history(Path(event.summary["model"])))
+    with closing(train(options, path, resume=resume, overwrite=overwrite, arrays=arrays)) as events:
+        for event in events:
+            if on_event:
+                on_event(event)
+            if isinstance(event, Finished):
+                return Run(event.run, event.summary, read_history(Path(event.summary["model"])))
     raise AssertionError("a training run ends with Finished")
 
 

@@ -5,7 +5,7 @@ this.
 import hashlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ Event = Started | Encoding | StepDone | EpochDone | Measuring | Finished
 
 def train(
     options: TrainOptions, out: Path, *, resume: bool = False, overwrite: bool = False, arrays: Arrays | None = None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Run the whole training into the folder `out`, yielding what happens.
 
     arrays: the data, if `options.data` is `data.arrays.NAME`.

@@ -33,7 +33,7 @@ def start(data: Path | str, out: Path, epochs: int = 2, **options: object) -> No
     asked = TrainOptions(data=str(data), overrides={"epochs": epochs}, **{**QUICK, **options})  # type: ignore[arg-type]
     events = train(asked, out)
     assert any(isinstance(event, EpochDone) for event in events)
-    events.close()  # type: ignore[attr-defined]
+    events.close()
 
 
 @pytest.fixture(scope="module")

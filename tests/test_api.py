@@ -210,27 +210,29 @@ class TestArrays:
             cifarctl.evaluate(model, data=(few[0], few[1] * 0 + 10))
 
     def test_without_them_it_says_that_they_must_be_given(
-        self, run: cifarctl.Run[cifarctl.LoadedClassifier], installed: Cifarctl
+        self, run: cifarctl.Run[cifarctl.LoadedClassifier], request: pytest.FixtureRequest
     ) -> None:
+        command: Cifarctl = request.getfixturevalue("cifarctl")
         with pytest.raises(DataError, match="a Python program's own arrays were trained on"):
             cifarctl.evaluate(run.load())
-        done = installed("evaluate", "-m", run.path)
+        done = command("evaluate", "-m", run.path)
         assert (done.code, "<arrays>: a Python program's own arrays" in done.error) == (1, True)
         assert "hint: --data takes them again, from Python, or names another data set" in done.err
-        other = installed("evaluate", "-m", run.path, "--data", "synthetic")
+        other = command("evaluate", "-m", run.path, "--data", "synthetic")
         assert (other.code, "knows the classes of other data" in other.error) == (1, True)
 
     def test_a_broken_run_goes_on_with_the_same_arrays_alone(
         self,
         run: cifarctl.Run[cifarctl.LoadedClassifier],
         data: tuple[torch.Tensor, torch.Tensor],
-        installed: Cifarctl,
+        request: pytest.FixtureRequest,
         tmp_path: Path,
     ) -> None:
+        command: Cifarctl = request.getfixturevalue("cifarctl")
         out = tmp_path / "run"
         with pytest.raises(Stop):
             cifarctl.train_classifier(out, data=data, on_event=stop_after_an_epoch, **QUICK)
-        done = installed("train-clf", "--resume", "--out", out)
+        done = command("train-clf", "--resume", "--out", out)
         assert (done.code, "a Python program's own arrays" in done.error) == (1, True)
         with pytest.raises(ChangedDataError, match="other data than when the run was started"):
             cifarctl.train_classifier(out, data=(data[0], data[1].flip(0)), resume=True, **QUICK)
@@ -238,7 +240,7 @@ class TestArrays:
         assert model_bytes(resumed.path) == model_bytes(run.path)
 
     def test_an_autoencoder_needs_no_labels(self, data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
-        few: dict[str, Any] = {"arch": "conv2", "latent_dim": 16, "epochs": 1, "batch_size": 50}
+        few: dict[str, Any] = {"arch": "conv2", "latent_dim": 64, "epochs": 1, "batch_size": 50}
         run = cifarctl.train_autoencoder(tmp_path / "run", data=data[0].float() / 255, **few)
         report = cifarctl.evaluate(run.load(), data=data[0])
         assert report.n == 30

@@ -91,7 +91,7 @@ def train(
     overwrite: bool = False,
     numbered: bool = False,
     arrays: Arrays | None = None,
-) -> Generator[Event]:
+) -> Generator[Event, None, None]:
     """Run the whole training into the folder `out`, yielding what happens. numbered: if that is there, into `out`-2, or
     the next that is not.
 

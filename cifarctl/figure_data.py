@@ -97,7 +97,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], metric: str) -> tupl
         epochs,
         AxisData(f"{name}{unit}", is_fraction=shown.unit == "%"),
         [Line(scores, "orange", describe=lambda x, y: f"epoch {x:.0f}: {shown.text(y)}")],
-        note=f"Best: {shown.text(best[1])}, epoch {best[0]:.0f}" if best else "",
+        note=f"Best {shown.text(best[1])}, epoch {best[0]:.0f}" if best else "",
     )
 
 

@@ -189,7 +189,7 @@ def _draw(axes: Axes, data: ChartData) -> None:
         if scale.limits:
             place(*scale.limits)
     if any(line.label for line in data.lines):
-        axes.legend(frameon=False)
+        axes.legend(framealpha=0.85, edgecolor="none")
     if not data.bars:
         axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)

@@ -137,7 +137,7 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
 
 
 def rate_distortion(points: Sequence[RateDistortionPoint], images: int) -> Figure:
-    """PSNR against bytes per image, a line for each codec, measured on so many images."""
+    """PSNR against bytes per image, a line for each codec, measured on N images (`images`)."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     data = figure_data.rate_distortion(points, images)
     _draw(axes := figure.subplots(), data)

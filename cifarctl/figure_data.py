@@ -97,7 +97,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], metric: str) -> tupl
         epochs,
         AxisData(f"{name}{unit}", is_fraction=shown.unit == "%"),
         [Line(scores, "orange", describe=lambda x, y: f"epoch {x:.0f}: {shown.text(y)}")],
-        note=f"Best: {shown.text(best[1])}, epoch {best[0]:.0f}" if best else "",
+        note=f"Best {shown.text(best[1])}, epoch {best[0]:.0f}" if best else "",
     )
 
 
@@ -163,7 +163,7 @@ def psnr_histogram(image_psnr: Tensor, psnr: float, pca_psnr: float) -> ChartDat
 
 
 def rate_distortion(points: Sequence[RateDistortionPoint], images: int) -> ChartData:
-    """PSNR against bytes per image, a line for each codec, measured on so many images."""
+    """PSNR against bytes per image, a line for each codec, measured on N images (`images`)."""
     bits = [point.setting for point in points if point.codec == "latents"]
     codecs: dict[str, tuple[str, Colour]] = {
         "latents": (f"latents, {min(bits)} to {max(bits)} bits each", "orange"),

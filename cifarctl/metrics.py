@@ -69,7 +69,7 @@ class Metric:
     min_classes: int = 0
 
     def applies(self, kind: str, classes: int) -> bool:
-        """Whether models of this kind, with so many classes, are measured by it."""
+        """Whether models of this kind, with this number of classes, are measured by it."""
         return self.kind == kind and classes >= self.min_classes
 
     def misses(self, value: float, bound: float) -> bool:
@@ -108,7 +108,7 @@ class Metric:
 
 
 def measure_classifier(predictions: "Predictions") -> ClassifierMetrics:
-    """All metrics that a classifier of so many classes has, in the table's order."""
+    """All metrics of a classifier with its number of classes, in the table's order."""
     return cast("ClassifierMetrics", _measure("classifier", len(predictions.classes), predictions))
 
 

@@ -137,7 +137,7 @@ def mistakes(images: Tensor, labels: Tensor, probabilities: Tensor, classes: Seq
 
 
 def rate_distortion(points: Sequence[RateDistortionPoint], images: int) -> Figure:
-    """PSNR against bytes per image, a line for each codec, measured on so many images."""
+    """PSNR against bytes per image, a line for each codec, measured on N images (`images`)."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     data = figure_data.rate_distortion(points, images)
     _draw(axes := figure.subplots(), data)
@@ -189,7 +189,7 @@ def _draw(axes: Axes, data: ChartData) -> None:
         if scale.limits:
             place(*scale.limits)
     if any(line.label for line in data.lines):
-        axes.legend(frameon=False)
+        axes.legend(framealpha=0.85, edgecolor="none")
     if not data.bars:
         axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)

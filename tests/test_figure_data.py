@@ -33,7 +33,7 @@ def test_learning_curves_are_the_same_points_in_both() -> None:
         *(f"epoch {x:.0f}: training loss {y:.4g}" for x, y in drawn[0]),
         *(f"epoch {x:.0f}: validation loss {y:.4g}" for x, y in drawn[1]),
     ]
-    assert score.get_title() == "Validation accuracy: best: 70.00%, epoch 3"  # the later of equal ones
+    assert score.get_title() == "Validation accuracy: best 70.00%, epoch 3"  # the later of equal ones
 
 
 def test_what_is_not_finite_is_left_out_of_the_curves() -> None:

@@ -42,7 +42,7 @@ class Output:
 
     @property
     def redraws(self) -> bool:
-        """True where progress may be drawn over and over."""
+        """True if progress may be drawn over and over."""
         return is_interactive(sys.stderr) and not self.quiet
 
     def status(self, text: str) -> None:
@@ -73,7 +73,7 @@ class Output:
 
     @contextmanager
     def progress(self, *columns: Any) -> "Iterator[Progress]":
-        """A progress display on stderr, drawn only where it can be redrawn."""
+        """A progress display on stderr, drawn only if it can be redrawn."""
         from rich.console import Console
         from rich.progress import Progress
 
@@ -91,7 +91,7 @@ class Output:
 
 
 def is_interactive(stream: IO[str]) -> bool:
-    """True where `stream` is a terminal that may get colours and redrawing."""
+    """True if `stream` is a terminal that may get colours and redrawing."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -110,9 +110,9 @@ def make_console(stream: IO[str]) -> "Console":
 
 
 def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> None:
-    """A line to stdout (or `stream`), out at once. Where the reader has gone, end the program quietly.
+    """A line to stdout (or `stream`), out at once. If the reader has gone, end the program quietly.
 
-    Raises OSError where the line cannot be written for another reason.
+    Raises OSError if the line cannot be written for another reason.
     """
     stream = stream or sys.stdout
     try:
@@ -156,7 +156,7 @@ def spelled(text: str | None, parameter: str | None) -> str | None:
 
 
 def report_error(message: str, hint: str | None = None) -> None:
-    """The one form of every failure: a line `error: …`, and a line `hint: …` where there is one."""
+    """The one form of every failure: a line `error: …`, and a line `hint: …` if there is one."""
     for label, text in (("error", message), ("hint", hint)):
         if text:
             try:

@@ -1,4 +1,4 @@
-"""Images as coloured cells of a terminal, two pixels a cell."""
+"""Images as coloured cells of a terminal, two pixels per cell."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ _UPPER_HALF = "▀"
 
 def show_images(images: "Sequence[NDArray[np.uint8]]", captions: Sequence[str], output: Output) -> None:
     """Draw uint8 (3, H, W) images with a caption under each on the terminal that messages go to, as many side by side
-    as fit. Where that is no colour terminal, nothing is drawn.
+    as fit. If that is no colour terminal, nothing is drawn.
     """
     if not output.redraws:
         return

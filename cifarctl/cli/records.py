@@ -5,7 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -71,15 +71,9 @@ def open_writer(format: str, out: Path | None, top_k: int) -> Iterator[Writer]:
         yield write
 
 
-@contextmanager
-def _table(stream: IO[str], top_k: int) -> Iterator[Writer]:  # noqa: ARG001 (a line shows all that a record ranks)
+def _table(stream: IO[str], top_k: int) -> AbstractContextManager[Writer]:  # noqa: ARG001 (a line shows all classes)
     console = make_console(stream)
-    yield _lines(lambda record: _table_line(record, console), stream)
-
-
-@contextmanager
-def _json_lines(stream: IO[str], top_k: int) -> Iterator[Writer]:  # noqa: ARG001
-    yield _lines(json.dumps, stream)
+    return nullcontext(_lines(lambda record: _table_line(record, console), stream))
 
 
 @contextmanager
@@ -145,7 +139,7 @@ def _table_line(record: Record, console: "Console") -> str:
 
 FORMATS = {
     "table": Format(_table),
-    "jsonl": Format(_json_lines, (".jsonl", ".ndjson")),
+    "jsonl": Format(lambda stream, _: nullcontext(_lines(json.dumps, stream)), (".jsonl", ".ndjson")),
     "json": Format(_json_array, (".json",)),
     "csv": Format(_separated(","), (".csv",)),
     "tsv": Format(_separated("\t"), (".tsv",)),

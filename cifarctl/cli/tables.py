@@ -1,4 +1,4 @@
-"""Results as rich tables that fit 80 columns, and narrower terminals by saying less."""
+"""Results as rich tables that fit 80 columns; on narrower terminals they show less."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ def _confusion_table(matrix: Sequence[Sequence[int]], classes: Sequence[str]) ->
 
 
 def _cell(name: str, style: str = "") -> Text:
-    """A name from elsewhere as a cell: rich reads `[red]` in a plain string as an order."""
+    """A name from elsewhere as a cell: rich would take `[red]` in a plain string for a colour."""
     return Text(printable(name), style=style)
 
 

@@ -163,7 +163,7 @@ def psnr_histogram(image_psnr: Tensor, psnr: float, pca_psnr: float) -> Chart:
 
 
 def rate_distortion(points: Sequence[RateDistortionPoint], images: int) -> Chart:
-    """PSNR against bytes per image, a line for each codec, measured on so many images."""
+    """PSNR against bytes per image, a line for each codec, measured on N images (`images`)."""
     return draw(figure_data.rate_distortion(points, images))
 
 

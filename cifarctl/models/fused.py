@@ -19,7 +19,7 @@ def norm_silu(
     """
     # The kernels know a learned offset, but no learned scale. A single image is left to PyTorch's checks.
     usual = norm.affine and not norm.weight.requires_grad and norm.track_running_stats and norm.momentum is not None
-    if usual and len(x) > 1 and _trains_with_kernels(norm, x):
+    if usual and _trains_with_kernels(norm, x) and len(x) > 1:
         from cifarctl.models.triton_norm import TritonNormSiLU
 
         fused: Tensor = TritonNormSiLU.apply(x, norm.weight, norm.bias, norm, residual, pool is not None)

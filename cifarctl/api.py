@@ -73,6 +73,16 @@ class LoadedClassifier:
         ranked = inference.rank(self.logits(images, tta=tta), self.classes, top_k)
         return [Prediction(*top[0], top=tuple(top)) for top in ranked]
 
+    def export(self, path: PathLike) -> None:
+        """Write the model for other runtimes: `images`, float32 (N, 3, 32, 32) in [0, 1] -> calibrated `logits`.
+
+        A name in `.onnx` gets ONNX, whose metadata lists the classes (`pip install 'cifarctl[onnx]'`); one in `.pt2`
+        PyTorch's own format. Raises UsageError, OSError.
+        """
+        from cifarctl.export import export
+
+        export(Path(path), self.module, self.info, self.module.forward, (3, 32, 32), ("images", "logits"))
+
 
 class LoadedAutoencoder:
     """An autoencoder ready to use. module: the torch module. info: what its file says of it."""
@@ -91,6 +101,16 @@ class LoadedAutoencoder:
     def reconstruct(self, images: Images) -> Tensor:
         """`decode` after `encode`."""
         return inference.reconstruct(self.module, _to_tensor(images))
+
+    def export_decoder(self, path: PathLike) -> None:
+        """Write the decoder for other runtimes: `latents`, float32 (N, D) -> `images`, as `LoadedClassifier.export`.
+
+        There is no encoder to export in every autoencoder: the default one fits its latents by gradient steps.
+        """
+        from cifarctl.export import export
+
+        latents = (self.module.latent_dim,)
+        export(Path(path), self.module, self.info, self.module.decode, latents, ("latents", "images"))
 
 
 _Loaded = TypeVar("_Loaded", LoadedClassifier, LoadedAutoencoder)

@@ -6,6 +6,7 @@ failure, since nobody reads the skips of a green run: `NEEDS` is the list of wha
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -84,6 +85,11 @@ NEEDS = {
         "PyTorch's CUDA build for Linux brings it",
         _has_triton,
         in_ci=sys.platform == "linux" and "+cpu" not in importlib.metadata.version("torch"),
+    ),
+    "onnxruntime": Need(
+        "onnxruntime, onnx and onnxscript",
+        "pip install 'cifarctl[test]'",
+        lambda: all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "onnxscript")),
     ),
     "GPU": Need("a GPU", "PyTorch must find one through CUDA", lambda: _has_gpu(), in_ci=False),
     "/dev/full": Need("/dev/full", "Linux has it", Path("/dev/full").exists),

@@ -135,7 +135,7 @@ class ResidualAutoencoder(Autoencoder):
     def _draw(self, z: Tensor, components: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
         """Latents -> normalised images. weights: used instead of the decoder's own, if given."""
         linear = (F.linear(z, components) + self.mean).view(-1, 3, 32, 32)
-        grid = F.linear(z, self.rotation.T).view(len(z), -1, self._GRID, self._GRID)
+        grid = F.linear(z, self.rotation.T).unflatten(1, (-1, self._GRID, self._GRID))
         features = torch.cat((grid, F.pixel_unshuffle(linear, self._PATCH)), dim=1)
         features = features.contiguous(memory_format=memory_format(features.device))
         residual = functional_call(self.decoder, weights, features) if weights else self.decoder(features)
@@ -188,5 +188,5 @@ class TwoConvAutoencoder(Autoencoder):
         return self.encoder(self.normalize(x)).flatten(1)
 
     def decode(self, z: Tensor) -> Tensor:
-        y = self.decoder(z.view(len(z), -1, 8, 8)) * self.normalize.std + self.normalize.mean
+        y = self.decoder(z.unflatten(1, (-1, 8, 8))) * self.normalize.std + self.normalize.mean
         return y if self.training else y.clamp(0, 1)

@@ -19,7 +19,7 @@ def norm_silu(
     """
     # The kernels support a learned offset, but no learned scale. PyTorch raises its own error on a single image.
     supported = norm.affine and not norm.weight.requires_grad and norm.track_running_stats and norm.momentum is not None
-    if supported and len(x) > 1 and _trains_with_kernels(norm, x):
+    if supported and _trains_with_kernels(norm, x) and len(x) > 1:
         from cifarctl.models.triton_norm import TritonNormSiLU
 
         fused: Tensor = TritonNormSiLU.apply(x, norm.weight, norm.bias, norm, residual, pool is not None)

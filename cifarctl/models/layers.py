@@ -38,7 +38,7 @@ class Conv3x3(nn.Conv2d):
         """weight: the layer's own, if it has been cast already."""
         if weight is not None:
             return self._conv_forward(x, weight, self.bias)
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
             return super().forward(x)
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))

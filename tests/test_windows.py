@@ -56,8 +56,10 @@ def run_as_windows(folder: Path, archive: SmallArchive) -> None:
     for path in (*(photos / name for name in PHOTOS), *(pictures / name for name in own)):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
-    split = Dataset(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 2, HOSTILE_CLASSES)
-    write_data_file(folder / "odd" / "cifar10.safetensors", split, split, "0" * 64)
+    train, test = (
+        Dataset(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 2, HOSTILE_CLASSES) for _ in "ab"
+    )
+    write_data_file(folder / "odd" / "cifar10.safetensors", train, test, "0" * 64)
     download = ("download", "--from", archive.path, "--sha256", archive.sha256, "--data-dir", data)
     mlp = ("train-clf", "--data", "synthetic", "--arch", "mlp", *FEW, "--out", clf)
     predict = ("predict", "-m", clf)

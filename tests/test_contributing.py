@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cifarctl
@@ -23,8 +24,15 @@ FILES = {
     "Add an augmentation": 2,
     "Add a metric": 1,
     "Add an output format": 1,
-    "Add a data source": 3,
+    "Add a data source": 2,
 }
+
+
+def draw_arrays(folder: Path) -> None:
+    """The file `shapes.npz` for the section on data sources: noise of ten classes."""
+    random = np.random.default_rng(0)
+    arrays = {f"{split}_images": random.integers(0, 256, (60, 32, 32, 3), np.uint8) for split in ("train", "test")}
+    np.savez(folder / "shapes.npz", **arrays, train_labels=np.arange(60) % 10, test_labels=np.arange(60) % 10)
 
 
 @pytest.mark.parametrize("title", SECTIONS)
@@ -44,6 +52,7 @@ def test_a_section_is_enough_for_its_change(title: str, tmp_path: Path) -> None:
         text = file.read_text(encoding="utf-8")
         assert text.count(f"{line}\n") == 1, f"{path} has not one line: {line}"
         file.write_text(text.replace(f"{line}\n", f"{line}\n{code}"), encoding="utf-8")
+    draw_arrays(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(copy.parent)}
     for block in re.findall(r"^```sh\n(.*?)^```$", SECTIONS[title], re.DOTALL | re.MULTILINE):
         for command in block.splitlines():

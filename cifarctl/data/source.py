@@ -21,12 +21,12 @@ from cifarctl.data.synthetic import Synthetic
 from cifarctl.errors import ChangedDataError, DataError, UsageError
 
 # The first one that recognises the name has the data; the last one takes any name.
-KINDS: tuple[type[DataKind], ...] = (
-    DownloadedArchive,
-    Synthetic,
-    ArrayData,
-    ImageFolder,
-)
+KINDS: dict[str, type[DataKind]] = {
+    "archive": DownloadedArchive,
+    "synthetic": Synthetic,
+    "arrays": ArrayData,
+    "folder": ImageFolder,
+}
 
 
 def locate(name: str) -> str:
@@ -35,7 +35,7 @@ def locate(name: str) -> str:
 
 
 def _kind_of(name: str) -> type[DataKind]:
-    return next(kind for kind in KINDS if kind.recognises(name))
+    return next(kind for kind in KINDS.values() if kind.recognises(name))
 
 
 @dataclass(frozen=True)

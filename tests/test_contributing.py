@@ -30,9 +30,9 @@ FILES = {
 
 def draw_arrays(folder: Path) -> None:
     """The file `shapes.npz` for the section on data sources: noise of ten classes."""
-    random = np.random.default_rng(0)
-    arrays = {f"{split}_images": random.integers(0, 256, (60, 32, 32, 3), np.uint8) for split in ("train", "test")}
-    np.savez(folder / "shapes.npz", **arrays, train_labels=np.arange(60) % 10, test_labels=np.arange(60) % 10)
+    images, labels = np.random.default_rng(0).integers(0, 256, (2, 60, 32, 32, 3), np.uint8), np.arange(60) % 10
+    file = folder / "shapes.npz"
+    np.savez(file, train_images=images[0], train_labels=labels, test_images=images[1], test_labels=labels)
 
 
 @pytest.mark.parametrize("title", SECTIONS)

@@ -29,6 +29,8 @@ from cifarctl.training.augment import (
     scale,
 )
 
+from support import Cifarctl
+
 
 class TestSplits:
     def test_the_validation_set_keeps_the_classes_proportions(self) -> None:
@@ -79,6 +81,16 @@ class TestFolder:
     def test_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="no such folder"):
             Source(str(tmp_path / "none")).load("train")
+
+    def test_a_hint_names_a_parameter_which_is_an_option_on_the_command_line(
+        self, cifarctl: Cifarctl, tmp_path: Path
+    ) -> None:
+        with pytest.raises(DataError) as caught:
+            Source(str(tmp_path / "data_none")).load("train")
+        hint = "data takes cifar10, cifar100, synthetic, or the path of a folder as it is now"
+        assert caught.value.hint == hint
+        done = cifarctl("train-clf", "--data", tmp_path / "data_none", "--out", tmp_path / "run")
+        assert done.err.splitlines() == [f"error: {caught.value}", f"hint: --{hint}"]
 
     @pytest.mark.needs("POSIX")
     def test_a_test_class_that_training_does_not_know(self, image_folder: Path, tmp_path: Path) -> None:

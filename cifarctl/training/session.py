@@ -123,29 +123,88 @@ def _train(
     resume: bool,
     arrays: Arrays | None,
 ) -> Iterator[Event]:
-    precision = select_precision(options.precision, device)
-    recipe = options.resolved_recipe
     if device.type == "cpu":
         reuse_memory()
     libraries = load_gpu_libraries(device) if device.type == "cuda" else None
     if libraries:
         import_beside(_needed_later(options))
+    setup = _set_up(options, device, ranks, open_run, resume=resume, arrays=arrays)
+    yield setup.started()
+    if libraries:
+        libraries.join()
+    events = fit(
+        setup.model,
+        setup.objective,
+        setup.data.train,
+        setup.data.val,
+        setup.recipe,
+        seed=options.seed,
+        precision=setup.precision,
+        checkpoint=setup.run.checkpoint,
+        ranks=ranks,
+    )
+    if ranks.is_main:
+        yield from _recorded(events, setup)
+    else:
+        yield from (event for event in events if not isinstance(event, Fitted))
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """A run that can start. info: what its weights files say. remarks: what the user should know before."""
+
+    options: TrainOptions
+    recipe: Recipe
+    precision: Precision
+    data: "_Data"
+    model: Model
+    objective: Objective
+    run: RunDir
+    info: weights.ModelInfo
+    remarks: tuple[str, ...]
+
+    def started(self) -> Started:
+        """The first event."""
+        parameters = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return Started(
+            self.run.path,
+            self.info.model,
+            parameters,
+            str(self.data.train.images.device),
+            self.precision,
+            len(self.data.train),
+            len(self.data.val),
+            self.run.checkpoint.exists(),
+            self.remarks,
+        )
+
+
+def _set_up(
+    options: TrainOptions,
+    device: torch.device,
+    ranks: Ranks,
+    open_run: Callable[[], RunDir],
+    *,
+    resume: bool,
+    arrays: Arrays | None,
+) -> _Setup:
+    """Everything that can refuse a run, and then its folder. open_run: makes or opens that."""
+    precision, recipe = select_precision(options.precision, device), options.resolved_recipe
     run = open_run() if resume and ranks.is_main else None
     config_then = ranks.from_main(run.read_config() if run else {}) if resume else {}
     if run:
         check_recipe(config_then, recipe, run.config)
     data = _load(options.source_of(arrays), config_then, device)
-    train_set, val_set = data.train, data.val
     encoder, encoder_sha256 = _given(options.encoder, "autoencoder", config_then.get("encoder_sha256"))
     teacher_path, teacher_sha256 = _given(options.teacher, "classifier", config_then.get("teacher_sha256"))
     teacher = None
     if teacher_path:
         teacher, teacher_info = weights.load_classifier(teacher_path, device)
-        require_classes(teacher_info.classes, train_set.classes, teacher_path)
-    model, config = _build(options, recipe, train_set, device, encoder)
-    check_batch(model, recipe, train_set.images, ranks)
-    model.eval().initialize(train_set.images)
-    objective = _objective(options, model, recipe, precision, train_set, teacher)
+        require_classes(teacher_info.classes, data.train.classes, teacher_path)
+    model, config = _build(options, recipe, data.train, device, encoder)
+    check_batch(model, recipe, data.train.images, ranks)
+    model.eval().initialize(data.train.images)
+    objective = _objective(options, model, recipe, precision, data.train, teacher)
 
     digests = {"encoder_sha256": encoder_sha256, "teacher_sha256": teacher_sha256}
     computing = {**_config(options, recipe, device, precision), "processes": ranks.size}
@@ -153,88 +212,79 @@ def _train(
     if ranks.is_main:
         # A new run's folder is made when nothing is left that could refuse it.
         run = run or open_run()
-        if resume:
-            remarks += remarks_on_bits(config_then, computing)
-            config_now = {**config_then, "options": asdict(options), "device": str(device), "precision": precision}
-        else:
-            config_now = {"id": secrets.token_hex(8), **computing}
-        run.checkpoint.belongs_to = _belongs_to(options, recipe, data.description, digests, config_now)
-        if run.checkpoint.exists():
-            remarks += tuple(run.checkpoint.read())
-        elif resume:
-            run.check_checkpoint()
-        if not run.has_lock:
-            remarks += (f"{run.path}: its file system has no locks, so let no other process use this folder",)
-        run.write_json(run.config, {**config_now, "data": data.description, **digests})
+        remarks += _write_config(run, options, recipe, data, digests, config_then, computing)
     # A new run's default name holds the time; and nobody goes on before the folder is ready.
     out, belongs_to = ranks.from_main((run.path, run.checkpoint.belongs_to) if run else (Path(), {}))
     if run is None:
         run = RunDir.opened(out)
         run.checkpoint.belongs_to = belongs_to
-    resumed = run.checkpoint.exists()
-    parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    yield Started(
-        run.path,
-        options.model_name,
-        parameters,
-        str(device),
-        precision,
-        len(train_set),
-        len(val_set),
-        resumed,
-        remarks,
-    )
-
     info = weights.ModelInfo(
         options.kind,
         options.model_name,
         config,
-        train_set.classes if options.kind == "classifier" else (),
+        data.train.classes if options.kind == "classifier" else (),
         data.description,
         training={"command": options.command, "versions": _versions()},
     )
-    if libraries:
-        libraries.join()
-    board: TensorBoardLog | None = None
+    return _Setup(options, recipe, precision, data, model, objective, run, info, remarks)
+
+
+def _write_config(
+    run: RunDir,
+    options: TrainOptions,
+    recipe: Recipe,
+    data: "_Data",
+    digests: dict[str, str | None],
+    config_then: dict[str, Any],
+    computing: dict[str, Any],
+) -> tuple[str, ...]:
+    """Write `config.json`, and read the checkpoint to go on from. config_then: that of the run to resume, or empty.
+    computing: how this process computes. Returns remarks. Raises RunDirError if the checkpoint is of another run.
+    """
+    remarks: tuple[str, ...] = ()
+    if config_then:
+        remarks += remarks_on_bits(config_then, computing)
+        how = {name: computing[name] for name in ("options", "device", "precision")}
+        config = {**config_then, **how}
+    else:
+        config = {"id": secrets.token_hex(8), **computing}
+    run.checkpoint.belongs_to = _belongs_to(options, recipe, data.description, digests, config)
+    if run.checkpoint.exists():
+        remarks += tuple(run.checkpoint.read())
+    elif config_then:
+        run.check_checkpoint()
+    if not run.has_lock:
+        remarks += (f"{run.path}: its file system has no locks, so let no other process use this folder",)
+    run.write_json(run.config, {**config, "data": data.description, **digests})
+    return remarks
+
+
+def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup: _Setup) -> Iterator[Event]:
+    """The events of a training, while its files are written; then those of its end."""
+    run, info = setup.run, setup.info
+    board = TensorBoardLog(run.path) if setup.options.tensorboard else None
     files = EpochFiles(run, info)
     try:
-        for event in fit(
-            model,
-            objective,
-            train_set,
-            val_set,
-            recipe,
-            seed=options.seed,
-            precision=precision,
-            checkpoint=run.checkpoint,
-            ranks=ranks,
-        ):
-            if not ranks.is_main:
-                if isinstance(event, Fitted):
-                    return
-                yield event
-                continue
+        for event in events:
             if isinstance(event, Fitted):
-                yield Measuring()
-                files.write()
-                run.take_place()
-                # Once more: a run that was killed right after its last checkpoint has an earlier epoch's there.
-                weights.save(run.last, event.last, info)
-                if isinstance(model, Classifier):
-                    calibrate(model, val_set, precision)
-                summary = _finish(model, info, run, board, data, event)
+                fitted = event
                 break
             if isinstance(event, EpochDone):
-                epoch = int(event.history[-1]["epoch"])
                 files.add(event)
-                if options.tensorboard:
-                    board = board or TensorBoardLog(run.path, purge_step=epoch)
+                if board:
                     board.log_scalars(event.history[-1])
-                    _log_sample(board, model, val_set, epoch, precision)
+                    _log_sample(board, setup.model, setup.data.val, int(event.history[-1]["epoch"]), setup.precision)
             yield event
+        yield Measuring()
+        files.write()
+        run.take_place()
+        # Once more: a run that was killed right after its last checkpoint has an earlier epoch's there.
+        weights.save(run.last, fitted.last, info)
+        if isinstance(setup.model, Classifier):
+            calibrate(setup.model, setup.data.val, setup.precision)
+        summary = _finish(setup.model, info, run, board, setup.data, fitted)
     except (Interrupted, TrainingError):
-        if ranks.is_main:
-            files.write()
+        files.write()
         raise
     finally:
         if board:

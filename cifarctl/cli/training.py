@@ -46,27 +46,17 @@ def run_training(
         values = options.recipe_values
         output.result(values, lambda: "\n".join(assignment(*item) for item in values.items()))
         return
-    command = str(context.info_name)
-    if may_restart() and out is None:
-        raise UsageError("torchrun --max-restarts: a restart must find the run", hint="name its folder with --out")
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a run, and --overwrite replaces it", hint="leave one of them out")
-    if restarts() and out and RunDir.is_resumable(out):  # torchrun repeats the command when a process has failed
+    command, numbered = str(context.info_name), out is None
+    _check_folder_options(out, resume=resume, overwrite=overwrite)
+    out = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    if restarts() and RunDir.is_resumable(out):  # torchrun repeats the command when a process has failed
         resume, overwrite = True, False
-    numbered = out is None
+    if process_number() == 0 and not numbered:
+        RunDir.check_unused(out)
+        RunDir.check_resumable(out) if resume else RunDir.check_free(out, overwrite=overwrite)
     if resume:
-        if out is None:
-            raise UsageError("--resume: which run?", hint="name its folder with --out")
-        if process_number() == 0:
-            RunDir.check_unused(out)
-            RunDir.check_resumable(out)
         run = RunDir.opened(out)
         options = _resumed(context, options, check_stored_options(run.read_config(), run.config))
-    else:
-        out = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-        if process_number() == 0 and not numbered:
-            RunDir.check_unused(out)
-            RunDir.check_free(out, overwrite=overwrite)
     check(options)
     remark_unproven(options.device, output)
     _remark_slow(options, output)
@@ -90,6 +80,15 @@ def run_training(
             error.hint = error.hint or f"go on with: {again}"
         raise
     output.result(summary, lambda: _summary_table(summary))
+
+
+def _check_folder_options(out: Path | None, *, resume: bool, overwrite: bool) -> None:
+    if may_restart() and out is None:
+        raise UsageError("torchrun --max-restarts: a restart must find the run", hint="name its folder with --out")
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run, and --overwrite replaces it", hint="leave one of them out")
+    if resume and out is None:
+        raise UsageError("--resume: which run?", hint="name its folder with --out")
 
 
 def _remark_slow(options: "TrainOptions", output: Output) -> None:

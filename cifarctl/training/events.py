@@ -1,6 +1,8 @@
-"""What the training loop yields: what happened."""
+"""What happens in a training run: what the loop yields, and what a session adds before and after."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -49,3 +51,36 @@ class Fitted:
     history: list[Record]
     best_epoch: int
     last: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run is set up. parameters: how many numbers training changes. train, val: sizes. remarks: what the user should
+    know of the data, in words.
+    """
+
+    run: Path
+    model: str
+    parameters: int
+    device: str
+    precision: str
+    train: int
+    val: int
+    resumed: bool
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Training is over; the test split is being measured."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is complete. summary: what `summary.json` holds."""
+
+    run: Path
+    summary: dict[str, Any]
+
+
+Event = Started | Encoding | StepDone | EpochDone | Measuring | Finished

@@ -332,7 +332,7 @@ def _train(
 ) -> Run[Any]:
     path = Path(out)
     if arrays and options.kind == "classifier" and not arrays.datasets["train"].classes:
-        raise ArrayError("data: a classifier needs labels", hint="data takes (images, labels)", parameter="data")
+        raise ArrayError("`data`: a classifier needs labels", hint="`data` takes (images, labels)")
     if resume:
         RunDir.check_resumable(path)
         run = RunDir.opened(path)

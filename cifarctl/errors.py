@@ -6,17 +6,15 @@ Code below `cifarctl.cli` raises these and nothing prints them but `cifarctl.cli
 
 
 class CifarctlError(Exception):
-    """A failure that the user can act on.
-
-    parameter: of Python's functions, if the message or the hint begins with its name: the command line writes the
-    option's name there.
+    """A failure that the user can act on. Message and hint write parameters as `name`: the command line makes an option
+    of it.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None, *, parameter: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
-        self.hint, self.parameter = hint, parameter
+        self.hint = hint
 
 
 class UsageError(CifarctlError):

@@ -44,18 +44,14 @@ def select_device(name: Device = "auto") -> "torch.device":
     if name == "auto":
         name = "cuda" if available["cuda"] else "cpu"
     if not available[name]:
-        raise UsageError(
-            f"device {name}: there is none on this machine", hint="device auto takes what there is", parameter="device"
-        )
+        raise UsageError(f"`device` {name}: there is none on this machine", hint="`device` auto takes what there is")
     return torch.device(name)
 
 
 def select_precision(name: Precision, device: "torch.device") -> Literal["fp32", "bf16", "fp16"]:
     """The named precision; for "auto", the fastest that the hardware supports. Raises UsageError on fp16 on a CPU."""
     if name == "fp16" and device.type == "cpu":
-        raise UsageError(
-            "precision fp16: a CPU has no fast 16-bit float", hint="precision bf16 or auto", parameter="precision"
-        )
+        raise UsageError("`precision` fp16: a CPU has no fast 16-bit float", hint="`precision` bf16 or auto")
     if name != "auto":
         return name
     if has_bf16(device):

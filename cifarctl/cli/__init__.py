@@ -12,7 +12,7 @@ import typer
 
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
-from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, spelled, write_line
+from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, with_options, write_line
 from cifarctl.cli.parsing import Command
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
@@ -37,7 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for _command in (download, train_ae, train_clf, evaluate, reconstruct, predict):
+_COMMANDS = (download, train_ae, train_clf, evaluate, reconstruct, predict)
+for _command in _COMMANDS:
     app.command(_command.__name__.replace("_", "-"), cls=Command, help=_help(_command))(_command)
 
 
@@ -86,8 +87,10 @@ def _explain(error: Exception) -> tuple[int, str, str | None]:
     """Exit code, message and hint for anything that ends a command."""
     match error:
         case CifarctlError():
-            message, hint = (spelled(text, error.parameter) for text in (str(error), error.hint))
-            return error.exit_code, message or "", hint
+            # `from` is a word of Python's, so the parameter has another name.
+            parameters = {name for command in _COMMANDS for name in inspect.signature(command).parameters} | {"from"}
+            hint = with_options(error.hint, parameters) if error.hint else None
+            return error.exit_code, with_options(str(error), parameters), hint
         case typer.TyperException():  # what the parser of options raises
             context = getattr(error, "ctx", None)
             return 2, error.format_message(), f"{context.command_path if context else 'cifarctl'} --help"

@@ -7,8 +7,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import typer
 
 from cifarctl.distributed import process_number
 from cifarctl.names import printable
+from cifarctl.training.recipes import WITH_OPTIONS, Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -148,11 +150,20 @@ def _silence(stream: IO[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def spelled(text: str | None, parameter: str | None) -> str | None:
-    """An error's message or hint as the command line says it: a parameter's name at its beginning is an option's."""
-    if text and parameter and re.match(rf"{parameter}\b", text):
-        return f"--{parameter.replace('_', '-')}{text.removeprefix(parameter)}"
-    return text
+def with_options(text: str, parameters: Set[str]) -> str:
+    """An error's message or hint as the command line says it: `batch_size` is --batch-size, `cutout` is --set cutout.
+
+    parameters: those with an option. Other words between backquotes are left alone.
+    """
+    by_assignment = {item.name for item in fields(Recipe)} - WITH_OPTIONS
+
+    def option(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in by_assignment:
+            return f"--set {name}"
+        return f"--{name.replace('_', '-')}" if name in parameters else match[0]
+
+    return re.sub(r"`([a-z0-9_]+)`", option, text)
 
 
 def report_error(message: str, hint: str | None = None) -> None:

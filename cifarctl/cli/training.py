@@ -109,16 +109,13 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
     from cifarctl.training.options import resumed
 
     names = [name for name in context.params if _is_given(context, name)]
-    overrides = given.overrides or {}
     if "assignments" in names:
-        names += overrides
+        names += given.overrides or {}
     try:
         return resumed(given, stored, names)
     except UsageError as error:
-        if error.parameter != "resume":
+        if error.hint:
             error.hint = "leave the option out to resume, or start another run"
-        if error.parameter in overrides and error.parameter not in context.params:
-            raise UsageError(f"--set {error}", error.hint) from None
         raise
 
 

@@ -82,8 +82,7 @@ class ArrayData(DataKind):
         if self._given is None:
             raise DataError(
                 f"{self.name}: a Python program's own arrays were trained on, and they are not stored with the model",
-                hint="data takes them again, from Python, or names another data set",
-                parameter="data",
+                hint="`data` takes them again, from Python, or names another data set",
             )
         return self._given
 

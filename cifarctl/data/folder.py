@@ -49,8 +49,7 @@ class ImageFolder(DataKind):
         if not self.root.is_dir():
             raise DataError(
                 f"{self.root}: no such folder",
-                hint="data takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
-                parameter="data",
+                hint="`data` takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
             )
         classes, _ = self._list("train")
         if len(classes) < 2:

@@ -169,11 +169,7 @@ class Source:
             same = is_valid and source.is_path and source.changes(description, "train") == []
             return source if same else cls(name, folder=folder, arrays=arrays)
         if not is_valid:
-            raise DataError(
-                f"the model describes its data as {found}, which is no data set",
-                hint="data names one",
-                parameter="data",
-            )
+            raise DataError(f"the model describes its data as {found}, which is no data set", hint="`data` names one")
         return source
 
     @property
@@ -190,10 +186,7 @@ class Source:
         labels = self._train_labels
         if (given := self._kind.validation()) is not None:
             if self._val_size != len(given):
-                raise UsageError(
-                    f"val_size {self.val_size}: {self.name} has {len(given)} images for validation",
-                    parameter="val_size",
-                )
+                raise UsageError(f"`val_size` {self.val_size}: {self.name} has {len(given)} images for validation")
             held_out = torch.zeros(len(labels), dtype=torch.bool)
             held_out[given] = True
             return (~held_out).nonzero().flatten(), given

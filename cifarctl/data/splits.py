@@ -22,8 +22,7 @@ def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, 
     most = n - int((counts > 0).sum())
     if not 0 < val_size <= most:
         raise UsageError(
-            f"val_size {val_size}: of {n} training images, each class must keep one, so it must be from 1 to {most}",
-            parameter="val_size",
+            f"`val_size` {val_size}: of {n} training images, each class must keep one, so it must be from 1 to {most}"
         )
     generator = torch.Generator().manual_seed(seed)
     quota = torch.minimum(_proportional(counts, val_size), (counts - 1).clamp_min(0))

@@ -121,7 +121,7 @@ class Checkpoint:
         first = next(iter(damaged), self.path)
         raise RunDirError(
             f"{first}: cannot resume from it ({'; '.join(reasons) or 'it is missing'})",
-            hint="start anew with --overwrite",
+            hint="start anew with `overwrite`",
         )
 
     def load(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> TrainingState:
@@ -163,14 +163,14 @@ class Checkpoint:
         except (KeyError, ValueError, RuntimeError, IndexError, TypeError) as error:
             raise RunDirError(
                 f"{contents.path}: cannot resume from it ({str(error).splitlines()[0]})",
-                hint="start anew with --overwrite",
+                hint="start anew with `overwrite`",
             ) from None
 
     def _check_belonging(self, path: Path, position: Mapping[str, Any]) -> None:
         data = self.belongs_to.get("data")
         if data and (changes := describe_changes(position.get("data") or {}, data, ("train", "test"))):
             raise RunDirError(
-                f"{path}: belongs to a run on other data: {'; '.join(changes)}", hint="--overwrite starts anew"
+                f"{path}: belongs to a run on other data: {'; '.join(changes)}", hint="`overwrite` starts anew"
             )
         now = {name: value for name, value in self.belongs_to.items() if name != "data"}
         differences = describe_differences(position.get("belongs_to") or {}, now)
@@ -179,7 +179,7 @@ class Checkpoint:
             named = [text for text in differences if not text.startswith("run is ")] or differences
             raise RunDirError(
                 f"{path}: belongs to another run: {'; '.join(named)}",
-                hint="bring the run's own checkpoint back, or start anew with --overwrite",
+                hint="bring the run's own checkpoint back, or start anew with `overwrite`",
             )
 
 
@@ -198,7 +198,7 @@ def _read(path: Path) -> _Contents:
     if found not in (_EARLY_FORMAT, _FORMAT):
         raise RunDirError(
             f"{path}: a checkpoint of format {found[:20]!r}, which this version does not know",
-            hint="resume with the version that wrote it, or start anew with --overwrite",
+            hint="resume with the version that wrote it, or start anew with `overwrite`",
         )
     if found == _FORMAT and not has_digest:
         raise ValueError("its SHA-256 is missing")

@@ -33,7 +33,7 @@ def compute_with_diagnosis(
     fits = _find_count_that_fits(compute, count // 2)
     raise TrainingError(
         f"out of memory at {where}, with {count * processes} images",
-        hint=f"--batch-size {fits * processes} fits; start the run anew with it and --overwrite"
+        hint=f"`batch_size` {fits * processes} fits; start the run anew with it and `overwrite`"
         if fits
         else "a smaller model, or a machine with more memory",
     )
@@ -44,7 +44,7 @@ def check_finite(value: float, step: int, steps: int, name: str = "loss") -> Non
     if not math.isfinite(value):
         raise TrainingError(
             f"the {name} is no longer finite at step {step} of {steps}",
-            hint="a lower --lr, or --precision fp32; if an epoch was saved before, the best one is in the run's "
+            hint="a lower `lr`, or `precision` fp32; if an epoch was saved before, the best one is in the run's "
             "model.safetensors",
         )
 

@@ -92,7 +92,7 @@ class Trainer:
     def __post_init__(self) -> None:
         batch_size, images, processes = self.recipe.batch_size, len(self.train), self.ranks.size
         if batch_size % processes or images < processes:  # of equal shares, the mean of the means is the batch's mean
-            raise UsageError(f"--batch-size {batch_size}: {processes} processes cannot share it equally")
+            raise UsageError(f"`batch_size` {batch_size}: {processes} processes cannot share it equally")
         self.batch_size = min(batch_size, images // processes * processes)
         self.steps_per_epoch = images // self.batch_size  # the rest is drawn in another epoch
         self.steps = self.steps_per_epoch * self.recipe.epochs

@@ -26,8 +26,6 @@ _GONE = frozenset({"compile"})
 _RENAMED = {"sides": "image_sizes"}
 # Arguments of models that the data and other options decide.
 _DECIDED = frozenset({"classes", "encoder", "latent_dim"})
-# Fields of a recipe with an option of their own.
-_SPELLED = frozenset({"epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "class_weights", "ema"})
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,11 @@ class TrainOptions:
         try:
             recipe = recipes.recipe_for(self.model_name, self.recipe, encoder)
         except ValueError as error:
-            raise UsageError(f"recipe {self.recipe}: {error}", parameter="recipe") from None
+            raise UsageError(f"`recipe` {self.recipe}: {error}") from None
         try:
             return recipe.changed(self.overrides or {})
         except ValueError as error:
-            raise UsageError(f"recipe: {error}", hint="--set FIELD=VALUE, --epochs and their like set them") from None
+            raise UsageError(f"recipe: {error}") from None
 
     def value_of(self, name: str) -> Any:
         """An option's value, or a field's of the recipe; None if there is none of this name."""
@@ -118,7 +116,7 @@ class TrainOptions:
         given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
         given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)}
         overrides = dict(self.overrides or {})
-        given |= {name: overrides.pop(name) for name in list(overrides) if name in _SPELLED}
+        given |= {name: overrides.pop(name) for name in list(overrides) if name in recipes.WITH_OPTIONS}
         words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
         for name, value in given.items():
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
@@ -156,9 +154,7 @@ def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> 
     something else than the run was started with.
     """
     if stored.kind != given.kind:
-        raise UsageError(
-            f"resume: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}", parameter="resume"
-        )
+        raise UsageError(f"`resume`: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}")
     given, stored = given.located(), stored.located()
     allowed = set(_ANEW) | {model for model in ("encoder", "teacher") if getattr(stored, model)}
     if given.source.is_path and stored.source.is_path:
@@ -170,9 +166,8 @@ def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> 
             continue
         if name not in allowed:
             raise UsageError(
-                f"{name}: the run was started with {then}",
+                f"`{name}`: the run was started with {then}",
                 hint="give what it was started with, or start another run",
-                parameter=name,
             )
         anew[name] = now
     return replace(stored, **anew)
@@ -216,15 +211,11 @@ def check(options: TrainOptions) -> None:
     """Raise UsageError on options that cannot go together, before any work is done."""
     kind, name = options.kind, options.model_name
     if name not in models.names(kind):
-        raise UsageError(
-            f"arch {name}: no {kind} has this name",
-            hint=f"one of: {', '.join(models.names(kind))}",
-            parameter="arch",
-        )
+        raise UsageError(f"`arch` {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
     if options.teacher and (options.encoder or kind == "autoencoder"):
-        raise UsageError("teacher: for a classifier of images", hint="leave out the encoder", parameter="teacher")
+        raise UsageError("`teacher`: for a classifier of images", hint="leave out the encoder")
     if options.finetune and not options.encoder:
-        raise UsageError("finetune: there is no encoder to fine-tune", parameter="finetune")
+        raise UsageError("`finetune`: there is no encoder to fine-tune")
     recipe = options.resolved_recipe
     if idle := sorted(_without_effect(options) & (options.overrides or {}).keys()):
         raise UsageError(f"recipe: {', '.join(idle)}: no use in this training", hint="leave it out")
@@ -235,13 +226,13 @@ def check(options: TrainOptions) -> None:
         with torch.device("meta"):
             model = models.build(name, **{**recipe.model, **_latent_dim(options)})
     except ValueError as error:
-        given = f"latent_dim {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
-        raise UsageError(f"{given}: {error}", parameter="latent_dim") from None
+        given = f"`latent_dim` {options.latent_dim}" if options.latent_dim is not None else "the recipe's model"
+        raise UsageError(f"{given}: {error}") from None
     except TypeError as error:  # a number where the class expects several, for one
         values = ", ".join(assignment(f"model.{argument}", value) for argument, value in recipe.model.items())
         raise UsageError(
             f"the recipe's {values}: {name} cannot be built with it ({error})",
-            hint="--print-recipe without it shows what the values look like",
+            hint="`print_recipe` without it shows what the values look like",
         ) from None
     parameters = {parameter for parameter, _ in model.named_parameters()}
     if unknown := next((parameter for parameter in recipe.trained_until if parameter not in parameters), None):
@@ -249,6 +240,6 @@ def check(options: TrainOptions) -> None:
     if recipe.optimizer == "airbench" and (scale := _learned_scale(model)):
         raise UsageError(
             f"recipe: optimizer airbench has no learning rate for {scale}, a norm's scale",
-            hint="--set optimizer=adamw or muon, with an --lr that suits it",
+            hint="`optimizer` adamw or muon, with an `lr` that suits it",
         )
     select_precision(options.precision, select_device(options.device))

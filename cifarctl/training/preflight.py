@@ -28,7 +28,7 @@ _MOST_SEED = 2**31 - 1
 def check_batch(model: Model, recipe: Recipe, images: Tensor, ranks: Ranks) -> None:
     """Raise UsageError if the training `images`, uint8 (N, 3, 32, 32), make no batch that `model` can learn from."""
     if recipe.batch_size % ranks.size or len(images) < ranks.size:
-        raise UsageError(f"--batch-size {recipe.batch_size}: {ranks.size} processes cannot share it equally")
+        raise UsageError(f"`batch_size` {recipe.batch_size}: {ranks.size} processes cannot share it equally")
     if min(recipe.batch_size, len(images)) // ranks.size > 1:
         return
     trial = copy.deepcopy(model).train()
@@ -41,9 +41,9 @@ def check_batch(model: Model, recipe: Recipe, images: Tensor, ranks: Ranks) -> N
             raise
         raise UsageError(
             "one image per step and process: a batch norm of this model needs two or more",
-            hint="a larger --batch-size"
+            hint="a larger `batch_size`"
             if recipe.batch_size // ranks.size == 1
-            else "a larger --limit, or more images",
+            else "a larger `limit`, or more images",
         ) from None
 
 
@@ -64,7 +64,7 @@ def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
     return options
 
 
-_REPAIR = "bring the file back as the run wrote it, or train anew with --overwrite"
+_REPAIR = "bring the file back as the run wrote it, or train anew with `overwrite`"
 
 
 def _mismatch(name: str, value: Any, hint: Any) -> str | None:
@@ -93,7 +93,7 @@ def check_recipe(config: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
         version = _versions(config).get("cifarctl", "another version")
         raise RunDirError(
             f"{path}: {'; '.join(differences)} in this version ({__version__}), so the run would end as another model",
-            hint=f"resume it with cifarctl {version}, or train anew with --overwrite",
+            hint=f"resume it with cifarctl {version}, or train anew with `overwrite`",
         )
 
 

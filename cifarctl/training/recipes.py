@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 ClassWeights = Literal["none", "balanced"]
 
+# The fields with an option of their own on the command line; --set takes the others.
+WITH_OPTIONS = frozenset({"epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "class_weights", "ema"})
+
 Count = Annotated[int, "above 0"]
 Fraction = Annotated[float, "from 0 to 1"]
 

@@ -56,7 +56,7 @@ class RunDir:
         except OSError as error:
             self.close()
             raise RunDirError(
-                f"{self.path}: cannot be written ({error.strerror})", hint="--out takes another"
+                f"{self.path}: cannot be written ({error.strerror})", hint="`out` takes another"
             ) from None
         except BaseException:
             self.close()
@@ -100,7 +100,7 @@ class RunDir:
             except FileExistsError:
                 if not numbered:
                     if not self.path.is_dir():
-                        raise RunDirError(f"{self.path}: a file, not a folder", hint="--out takes a folder") from None
+                        raise RunDirError(f"{self.path}: a file, not a folder", hint="`out` takes a folder") from None
                     return False
                 number += 1
                 self.path = base.with_name(f"{base.name}-{number}")
@@ -147,21 +147,21 @@ class RunDir:
         What has neither weights nor a checkpoint is no run, so it may be replaced without `overwrite`.
         """
         if path.exists() and not path.is_dir():
-            raise RunDirError(f"{path}: a file, not a folder", hint="--out takes a folder")
+            raise RunDirError(f"{path}: a file, not a folder", hint="`out` takes a folder")
         check_ours(_contents(path))
         weights = [file for file in _contents(path) if file.suffix == ".safetensors"]
         if overwrite or not (weights or _has_staged(path)):
             return
-        hint = "--overwrite replaces it, --out takes another"
+        hint = "`overwrite` replaces it, `out` takes another"
         if _has_staged(path):
             raise RunDirError(
                 f"{path}: already holds a run, and the start of one that is to replace it",
-                hint=f"--resume goes on with the new one, {hint}",
+                hint=f"`resume` goes on with the new one, {hint}",
             )
         unfinished = cls._is_unfinished(path)
         raise RunDirError(
             f"{path}: already holds {'an unfinished' if unfinished else 'a'} run ({weights[0].name})",
-            hint=f"--resume goes on with it, {hint}" if unfinished else hint,
+            hint=f"`resume` goes on with it, {hint}" if unfinished else hint,
         )
 
     @staticmethod
@@ -177,7 +177,7 @@ class RunDir:
         if not (_has_staged(path) or _is_run(path)):
             raise RunDirError(f"{path}: holds no run to resume")
         if not cls._is_unfinished(path):
-            raise RunDirError(f"{path}: this run has finished", hint="--overwrite trains anew")
+            raise RunDirError(f"{path}: this run has finished", hint="`overwrite` trains anew")
 
     @classmethod
     def is_resumable(cls, path: Path) -> bool:
@@ -198,7 +198,7 @@ class RunDir:
         if not self.checkpoint.exists() and (self.metrics.exists() or self.last.exists()):
             raise RunDirError(
                 f"{self.checkpoint.path}: missing, and the run has not finished",
-                hint="bring it back, or train anew with --overwrite",
+                hint="bring it back, or train anew with `overwrite`",
             )
 
     def read_config(self) -> dict[str, Any]:

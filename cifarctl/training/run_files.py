@@ -40,7 +40,7 @@ def check_ours(files: Iterable[Path]) -> None:
     if foreign := next((file for file in verdicts if verdicts[file] is False), unsure):
         raise RunDirError(
             f"{foreign}: not of a cifarctl run, and a run in this folder would replace it",
-            hint="--out takes another folder",
+            hint="`out` takes another folder",
         )
 
 

@@ -36,7 +36,7 @@ class RunLock:
         except Timeout:
             raise RunDirError(
                 f"{folder}: in use by {self._describe_holder()}",
-                hint="wait until it ends, or name another folder with --out",
+                hint="wait until it ends, or name another folder with `out`",
             ) from None
         except NotImplementedError:  # filelock before 3.26, of a file system without locks
             return

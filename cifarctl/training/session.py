@@ -173,7 +173,7 @@ def _finish(
         picture, curve = run.path / "confusion.png", "accuracy"
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise TrainingError(f"the test split's {name} is not finite", hint="a lower --lr, or --precision fp32")
+            raise TrainingError(f"the test split's {name} is not finite", hint="a lower `lr`, or `precision` fp32")
     plots.save(figure, picture)
     run.write_history(fitted.history)
     plots.save(plots.curves(fitted.history, curve), run.path / "curves.png")

@@ -53,8 +53,7 @@ def install(
     except OSError as error:
         raise DataError(
             f"{path.parent}: the data folder cannot be written: {error.strerror}",
-            hint="data_dir DIR names another one",
-            parameter="data_dir",
+            hint="`data_dir` DIR names another one",
         ) from None
     try:
         if path.exists() and (not replace or _identity(path) != before):
@@ -92,9 +91,7 @@ def _lock(path: Path) -> FileLock:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
-            f"{path.parent}: the data folder cannot be made: {error.strerror}",
-            hint="data_dir DIR names another one",
-            parameter="data_dir",
+            f"{path.parent}: the data folder cannot be made: {error.strerror}", hint="`data_dir` DIR names another one"
         ) from None
     # Other users of the folder must be able to open it too, in order to wait for it.
     return FileLock(path.with_name(f".{path.name}.lock"), mode=0o666)
@@ -203,12 +200,12 @@ def _read_mirrors(
 
 def _explain(archive: Archive, sources: Sequence[str], failures: list[Failed], partial: Partial) -> DataError:
     """The error for the case that no source gave the archive."""
-    hint = "--from URL, FILE or DIR names another source"
+    hint = "`from` URL, FILE or DIR names another source"
     if partial.size > 50_000:  # 0.1 MB
         hint = f"{partial.size / 1e6:,.1f} MB are kept: the same command goes on there"
     if not failures:
         return DownloadError(
-            f"no copy of {archive.name} on this machine, and --offline", hint="--from FILE or DIR names one"
+            f"no copy of {archive.name} on this machine, and `offline`", hint="`from` FILE or DIR names one"
         )
     last = f"{failures[-1].source}: {failures[-1].reason}"
     if len(sources) > 1:
@@ -216,7 +213,7 @@ def _explain(archive: Archive, sources: Sequence[str], failures: list[Failed], p
             f"none of {len(sources)} sources gave the {archive.name} archive; the last: {last}", hint=hint
         )
     if Path(sources[0]).is_file() and "SHA-256" in last:
-        hint = "if you trust this file, name its digest with --sha256"
+        hint = "if you trust this file, name its digest with `sha256`"
     return DataError(last, hint=hint)
 
 

@@ -72,6 +72,5 @@ def require_room(folder: Path, needed: int) -> None:
     if free < needed:
         raise DataError(
             f"{folder}: {needed / 1e6:,.0f} MB are needed, and the disk has {free / 1e6:,.0f} MB left",
-            hint="data_dir DIR names another place",
-            parameter="data_dir",
+            hint="`data_dir` DIR names another place",
         )

@@ -153,11 +153,11 @@ def test_a_broken_run_goes_on_with_the_same_call_alone(tmp_path: Path) -> None:
 
     with pytest.raises(Stop):
         start(tmp_path / "broken", on_event=stop_after_an_epoch)
-    with pytest.raises(UsageError, match=r"^seed: the run was started with 0"):
+    with pytest.raises(UsageError, match=r"^`seed`: the run was started with 0"):
         start(tmp_path / "broken", resume=True, seed=1)
-    with pytest.raises(UsageError, match=r"^epochs: the run was started with 2"):
+    with pytest.raises(UsageError, match=r"^`epochs`: the run was started with 2"):
         start(tmp_path / "broken", resume=True, epochs=3)
-    with pytest.raises(UsageError, match=r"^data: the run was started with synthetic"):
+    with pytest.raises(UsageError, match=r"^`data`: the run was started with synthetic"):
         start(tmp_path / "broken", resume=True, data="cifar10")
     resumed = start(tmp_path / "broken", resume=True)
     assert len(resumed.history) == 2

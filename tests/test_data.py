@@ -163,7 +163,7 @@ class TestArrays:
             assert np.array_equal(data.images.numpy(), images)
             assert np.array_equal(data.labels.numpy(), labels)
         assert source.describe()["val_size"] == 20
-        with pytest.raises(UsageError, match=r"^val_size 5: <arrays> has 20 images for validation"):
+        with pytest.raises(UsageError, match=r"^`val_size` 5: <arrays> has 20 images for validation"):
             Source(NAME, 5, arrays=source.arrays).check()
 
     def test_the_same_images_split_otherwise_are_other_data(self) -> None:

@@ -268,7 +268,7 @@ class TestFewImages:
     def test_a_validation_size_that_leaves_a_class_none_is_wrong_usage(self) -> None:
         labels = torch.tensor([0, 0, 0, 1, 1, 1])
         assert [len(part) for part in stratified_split(labels, 4, 0)] == [2, 4]
-        with pytest.raises(UsageError, match=r"^val_size 5: of 6 training images, .* 1 to 4"):
+        with pytest.raises(UsageError, match=r"^`val_size` 5: of 6 training images, .* 1 to 4"):
             stratified_split(labels, 5, 0)
 
     def test_two_images_a_class_are_enough(self, cifarctl: Cifarctl, tmp_path: Path) -> None:

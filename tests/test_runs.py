@@ -202,7 +202,7 @@ class TestStart:
         ):
             refused = cifarctl(*arguments)
             assert refused.code == 2
-            assert refused.error == f"error: {name}: is empty"
+            assert refused.error == f"error: {name} is empty"
         assert not list(tmp_path.iterdir())
 
     def test_one_image_and_a_batch_norm_is_refused_before_the_folder_is_made(

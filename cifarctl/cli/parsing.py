@@ -17,6 +17,9 @@ class Command(TyperCommand):
             for parameter in self.get_params(ctx):
                 given = values.get(str(parameter.name))
                 if "" in (given if isinstance(given, list | tuple) else [given]):
-                    name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else "an argument"
-                    raise UsageError(f"{name}: is empty", hint="a variable of the shell may be unset")
+                    is_option = parameter.param_type_name == "option"
+                    problem = (
+                        f"{max(parameter.opts, key=len)} is empty" if is_option else "an argument is an empty name"
+                    )
+                    raise UsageError(problem, hint="a variable of the shell may be unset")
         return super().parse_args(ctx, args)

@@ -53,6 +53,7 @@ class Setup:
 
     options: TrainOptions
     recipe: Recipe
+    device: torch.device
     precision: Precision
     data: Data
     model: Model
@@ -68,7 +69,7 @@ class Setup:
             self.run.path,
             self.info.model,
             parameters,
-            str(self.data.train.images.device),
+            str(self.device),
             self.precision,
             len(self.data.train),
             len(self.data.val),
@@ -124,7 +125,7 @@ def set_up(
         data.description,
         training={"command": options.command, "versions": _versions()},
     )
-    return Setup(options, recipe, precision, data, model, objective, run, info, remarks)
+    return Setup(options, recipe, device, precision, data, model, objective, run, info, remarks)
 
 
 def _write_config(

@@ -189,20 +189,20 @@ class TestOverwrite:
 class TestStart:
     def test_empty_paths_are_refused(self, cifarctl: Cifarctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        for arguments, name in (
-            ((*RUN, "--out", ""), "--out"),
-            ((*RUN, "--out="), "--out"),
-            ((*RUN, "--data", ""), "--data"),
-            ((*RUN, "--data-dir", ""), "--data-dir"),
-            (("evaluate", "-m", ""), "--model"),
-            (("evaluate", "-m", "classifier", "-m", ""), "--model"),
-            (("predict", "example", "-o", ""), "--out"),
-            (("predict", ""), "an argument"),
-            (("download", "--data-dir", ""), "--data-dir"),
+        for arguments, says in (
+            ((*RUN, "--out", ""), "--out is empty"),
+            ((*RUN, "--out="), "--out is empty"),
+            ((*RUN, "--data", ""), "--data is empty"),
+            ((*RUN, "--data-dir", ""), "--data-dir is empty"),
+            (("evaluate", "-m", ""), "--model is empty"),
+            (("evaluate", "-m", "classifier", "-m", ""), "--model is empty"),
+            (("predict", "example", "-o", ""), "--out is empty"),
+            (("predict", ""), "an argument is an empty name"),
+            (("download", "--data-dir", ""), "--data-dir is empty"),
         ):
             refused = cifarctl(*arguments)
             assert refused.code == 2
-            assert refused.error == f"error: {name} is empty"
+            assert refused.error == f"error: {says}"
         assert not list(tmp_path.iterdir())
 
     def test_one_image_and_a_batch_norm_is_refused_before_the_folder_is_made(

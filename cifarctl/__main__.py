@@ -1,6 +1,6 @@
 """`python -m cifarctl`: the same command as `cifarctl`."""
 
-from cifarctl.cli import main
+from cifarctl.entry import main
 
 if __name__ == "__main__":
     main()

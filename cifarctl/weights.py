@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -80,7 +80,10 @@ def resolve(reference: Path | None, kind: models.Kind) -> Path:
             raise WeightsError(f"{reference}: a folder without model.safetensors, so no finished run")
         return path
     if not reference.exists():
-        raise WeightsError(f"{reference}: no such file", hint="a model is a .safetensors file or a run's folder")
+        raise WeightsError(
+            f"{reference}: no such file",
+            hint=f"a model is a .safetensors file, a run's folder, or pretrained: {', '.join(get_args(models.Kind))}",
+        )
     if not reference.is_file():
         raise WeightsError(f"{reference}: not a regular file")
     return reference
@@ -101,8 +104,13 @@ def read_info(path: Path) -> ModelInfo:
     try:
         with safe_open(path, framework="pt") as file:
             return _parse(path, file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a safetensors file ({error})") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except SafetensorError as error:
+        hint = None
+        if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl"):
+            hint = "such files may run code when they are read; safetensors.torch.save_file writes tensors without it"
+        raise WeightsError(f"{path}: not a safetensors file ({error})", hint=hint) from None
 
 
 def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type[M]) -> tuple[M, ModelInfo]:
@@ -161,50 +169,66 @@ def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
         raise WeightsError(f"{path}: its tensors cannot be read ({error})") from None
 
 
-def _parse(path: Path, metadata: dict[str, str]) -> ModelInfo:
-    """Check the metadata field by field. Raises WeightsError."""
+@dataclass(frozen=True)
+class _Metadata:
+    """What a file says beside its tensors. Every method raises WeightsError."""
 
-    def text(name: str) -> str:
-        if name not in metadata:
-            raise WeightsError(f"{path}: no field {name} in its metadata, so cifarctl did not write it")
-        return metadata[name]
+    path: Path
+    fields: dict[str, str]
 
-    def structured(name: str, kind: type[Any]) -> Any:
+    def text(self, name: str) -> str:
+        if name in self.fields:
+            return self.fields[name]
+        if "position" in self.fields:
+            raise WeightsError(f"{self.path}: the checkpoint of a run, no model", hint="name the run's folder")
+        raise WeightsError(f"{self.path}: no field {name} in its metadata, so it is no model of cifarctl's")
+
+    def structured(self, name: str, kind: type[Any]) -> Any:
         try:
-            value = json.loads(text(name))
+            value = json.loads(self.text(name))
         except (ValueError, RecursionError):
-            raise WeightsError(f"{path}: field {name} is not JSON") from None
+            raise WeightsError(f"{self.path}: field {name} is not JSON") from None
         if not isinstance(value, kind):
-            raise WeightsError(f"{path}: field {name} is no JSON {'object' if kind is dict else 'list'}")
+            raise WeightsError(f"{self.path}: field {name} is no JSON {'object' if kind is dict else 'list'}")
         return value
 
-    if (found := text("format")) != _FORMAT:
-        raise WeightsError(
-            f"{path}: field format is {found!r}, this version reads {_FORMAT!r}", hint="a newer cifarctl may read it"
-        )
-    kind: Literal["autoencoder", "classifier"]
-    if text("kind") == "autoencoder":
-        kind = "autoencoder"
-    elif text("kind") == "classifier":
-        kind = "classifier"
-    else:
-        raise WeightsError(f"{path}: field kind is {metadata['kind']!r}, not autoencoder or classifier")
-    if (name := text("model")) not in models.REGISTRY:
+    def check_format(self) -> None:
+        self.text("kind")  # other programs write a format too, "pt" for one
+        if (found := self.text("format")) != _FORMAT:
+            raise WeightsError(
+                f"{self.path}: field format is {found[:40]!r}, this version reads {_FORMAT!r}",
+                hint="a newer cifarctl may read it",
+            )
+
+    def kind(self) -> models.Kind:
+        found = self.text("kind")
+        for kind in get_args(models.Kind):
+            if found == kind:
+                return cast("models.Kind", kind)
+        raise WeightsError(f"{self.path}: field kind is {found!r}, not autoencoder or classifier")
+
+
+def _parse(path: Path, fields: dict[str, str]) -> ModelInfo:
+    """Check the metadata field by field. Raises WeightsError."""
+    metadata = _Metadata(path, fields)
+    metadata.check_format()
+    kind = metadata.kind()
+    if (name := metadata.text("model")) not in models.REGISTRY:
         raise WeightsError(f"{path}: field model is {name!r}, which this version does not know")
-    classes = structured("classes", list)
+    classes = metadata.structured("classes", list)
     if not all(isinstance(item, str) for item in classes):
         raise WeightsError(f"{path}: field classes is no list of names")
-    metrics = structured("metrics", dict)
+    metrics = metadata.structured("metrics", dict)
     if any(isinstance(value, float) and not math.isfinite(value) for value in metrics.values()):
         raise WeightsError(f"{path}: field metrics holds values that are not finite")
     return ModelInfo(
         kind,
         name,
-        structured("config", dict),
+        metadata.structured("config", dict),
         tuple(classes),
-        structured("data", dict),
+        metadata.structured("data", dict),
         metrics,
-        structured("training", dict) if "training" in metadata else {},  # an early file may lack it
-        text("cifarctl_version"),
-        text("created"),
+        metadata.structured("training", dict) if "training" in fields else {},  # an early file may lack it
+        metadata.text("cifarctl_version"),
+        metadata.text("created"),
     )

@@ -81,6 +81,8 @@ def test_an_unexpected_failure_is_one_line_and_a_traceback_only_on_demand(
     done = cifarctl("predict", "x.png")
     assert done.code == 1
     assert done.error == "error: internal error: ZeroDivisionError: surprise"
+    monkeypatch.setenv("CIFARCTL_DEBUG", "0")
+    assert cifarctl("predict", "x.png").code == 1
     monkeypatch.setenv("CIFARCTL_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cifarctl("predict", "x.png")

@@ -153,8 +153,9 @@ class TestResume:
         [
             pytest.param(CLASSIFIER, signal.SIGINT, marks=pytest.mark.thorough),
             (("train-clf", "--data", "synthetic", "--arch", "mlp", "--epochs", 2), signal.SIGTERM),
+            (("train-clf", "--data", "synthetic", "--arch", "mlp", "--epochs", 2), getattr(signal, "SIGHUP", 1)),
         ],
-        ids=["airbench", "adamw and dropout"],  # muon with averaged weights: tests/faults
+        ids=["airbench", "adamw and dropout", "a closed terminal"],  # muon with averaged weights: tests/faults
     )
     def test_an_interrupted_run_ends_with_the_same_bits(
         self, cifarctl: Cifarctl, tmp_path: Path, arguments: tuple[object, ...], number: int
@@ -179,6 +180,19 @@ class TestResume:
             for lines in ((run / "metrics.jsonl").read_text().splitlines() for run in (whole, broken))
         ]
         assert histories[0] == histories[1]
+
+    def test_a_signal_that_was_ignored_at_the_start_is_ignored(self, tmp_path: Path) -> None:
+        ignored = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
+        try:
+            process = start(*MLP, "--out", tmp_path / "run")  # as by nohup, and in the background of a shell
+        finally:
+            for number, handler in ignored.items():
+                signal.signal(number, handler)
+        wait_for_line(process, "epoch 1/2")
+        for number in ignored:
+            process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
 
     def test_options_that_contradict_the_run_are_refused(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         process = start(*MLP, "--out", tmp_path / "run")

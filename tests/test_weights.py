@@ -162,6 +162,25 @@ def test_what_is_no_weights_file(tmp_path: Path, content: bytes) -> None:
         weights.load_classifier(path, CPU)
 
 
+@pytest.mark.parametrize(
+    ("name", "metadata", "says", "hint"),
+    [
+        ("of_others.safetensors", {"format": "pt"}, "no field kind in its metadata", None),
+        ("checkpoint.safetensors", {"format": "2", "position": "{}"}, "the checkpoint of a run", "the run's folder"),
+        ("newer.safetensors", {"format": "9", "kind": "classifier"}, "format is '9'", "a newer cifarctl may read it"),
+        ("model.pth", None, "not a safetensors file", "may run code"),
+    ],
+)
+def test_a_foreign_file_is_named_for_what_it_is(
+    tmp_path: Path, name: str, metadata: dict[str, str] | None, says: str, hint: str | None
+) -> None:
+    path, tensors = tmp_path / name, {"weight": torch.zeros(3)}
+    torch.save(tensors, path) if metadata is None else save_file(tensors, path, metadata)
+    with pytest.raises(WeightsError, match=says) as caught:
+        weights.load_classifier(path, CPU)
+    assert caught.value.hint is None if hint is None else hint in str(caught.value.hint)
+
+
 def test_a_pickle_under_another_name_never_runs(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(attack(f"touch {tmp_path / 'ran'}", 2))

@@ -65,12 +65,12 @@ def _root(
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code. Exceptions become one line, unless CIFARCTL_DEBUG is set."""
+    """Run the command line and return its exit code. Exceptions become one line, unless CIFARCTL_DEBUG is 1."""
     try:
         code = app(arguments, prog_name="cifarctl", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Exception as error:
-        if os.environ.get("CIFARCTL_DEBUG"):
+        if os.environ.get("CIFARCTL_DEBUG", "0") not in ("", "0"):
             raise
         if isinstance(error, OSError) and is_reader_gone(error) and is_stdout_unread():  # of --help, for one
             return BROKEN_PIPE

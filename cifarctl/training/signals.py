@@ -1,5 +1,5 @@
-"""Signals that end a run: SIGINT, SIGTERM and Windows' SIGBREAK. A training run ends after the current step, everything
-else at once.
+"""Signals that end a run: SIGINT, SIGTERM, SIGHUP and Windows' SIGBREAK. A training run ends after the current step,
+everything else at once. What the process was told to ignore when it started, as by `nohup`, stays ignored.
 """
 
 import signal
@@ -13,8 +13,9 @@ from typing import NoReturn
 
 from cifarctl.errors import Interrupted
 
-# SIGBREAK is Ctrl-Break, and what a closing console sends; nobody can send SIGTERM on Windows.
-_HANDLED = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name))
+# A closing terminal sends SIGHUP, a closing console on Windows SIGBREAK, where nobody can send SIGTERM.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+_HANDLED = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 
 
 class Request(IntEnum):
@@ -29,6 +30,7 @@ class Request(IntEnum):
     STOP_SIGINT = 2
     STOP_SIGTERM = 3
     STOP_SIGBREAK = 4
+    STOP_SIGHUP = 5
 
     @property
     def stops(self) -> bool:
@@ -76,7 +78,8 @@ def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[No
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in _HANDLED}
+    heeded = [number for number in _HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:

@@ -218,7 +218,7 @@ def check(options: TrainOptions) -> None:
         raise UsageError("`finetune`: there is no encoder to fine-tune")
     recipe = options.resolved_recipe
     if idle := sorted(_without_effect(options) & (options.overrides or {}).keys()):
-        raise UsageError(f"recipe: {', '.join(idle)}: no use in this training", hint="leave it out")
+        raise UsageError(f"no effect in this training: {', '.join(f'`{name}`' for name in idle)}", hint="leave it out")
     known = [argument for argument in models.arguments(name) if argument not in _DECIDED]
     if unknown := next((argument for argument in recipe.model if argument not in known), None):
         raise UsageError(f"recipe: {name} has no argument {unknown}, only: {', '.join(known)}")

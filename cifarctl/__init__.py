@@ -10,6 +10,7 @@ The verbs are those of the command line. Importing this package imports no torch
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cifarctl.errors import CifarctlError
 from cifarctl.version import __version__
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Arrays",
+    "CifarctlError",
     "LoadedAutoencoder",
     "LoadedClassifier",
     "Prediction",

@@ -1,10 +1,11 @@
 """The commands' verbs for Python programs, as `cifarctl.load` and so on."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -70,6 +71,8 @@ class LoadedClassifier:
 
     def predict(self, images: Images, *, top_k: int = 1, tta: bool = False) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, with their probabilities. Arguments as for `logits`."""
+        if not 1 <= top_k <= len(self.classes):
+            raise ValueError(f"top_k is {top_k}, not from 1 to {len(self.classes)}, the number of classes")
         ranked = inference.rank(self.logits(images, tta=tta), self.classes, top_k)
         return [Prediction(*top[0], top=tuple(top)) for top in ranked]
 
@@ -304,6 +307,8 @@ def evaluate(
     Raises DataError; its ChangedDataError if `split` is train or val and that data has changed since the training, so
     that val may hold images that the model was trained on, unless `allow_changed_data`.
     """
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}, not one of: {', '.join(get_args(Split))}")
     source, images = _chosen(model.info, data, Path(data_dir) if data_dir else None, split, allow_changed_data)
     images = images.to(device := next(model.module.parameters()).device)
     if isinstance(model, LoadedClassifier):
@@ -319,6 +324,9 @@ def download(data: Literal["cifar10", "cifar100"] = "cifar10", *, data_dir: Path
         for _ in install_official(archive, path):
             pass
     return path
+
+
+_TRAINING = threading.RLock()
 
 
 def _train(
@@ -339,8 +347,9 @@ def _train(
         stored = check_stored_options(run.read_config(), run.config)
         names = [option.name for option in fields(TrainOptions) if option.name not in ("kind", "overrides")]
         options = resumed(options, stored, [*names, *(stored.overrides or {}), *(options.overrides or {})])
+    # One at a time: another thread's training would draw from the same random numbers.
     # Closed, or the folder would stay locked after an exception of `on_event`.
-    with closing(train(options, path, resume=resume, overwrite=overwrite, arrays=arrays)) as events:
+    with _TRAINING, closing(train(options, path, resume=resume, overwrite=overwrite, arrays=arrays)) as events:
         for event in events:
             if on_event:
                 on_event(event)
@@ -390,12 +399,16 @@ def _to_tensor(images: Images) -> Tensor:
     if not isinstance(images, Tensor | np.ndarray):
         return torch.from_numpy(np.stack(list(_decoded(named_image(str(path)) for path in images))))
     tensor = torch.as_tensor(images)
-    if (
-        tensor.ndim != 4
-        or tensor.shape[1:] != (3, 32, 32)
-        or not (tensor.dtype == torch.uint8 or tensor.is_floating_point())
-    ):
-        raise ValueError(f"images are {tensor.dtype} {tuple(tensor.shape)}, not uint8 or float (N, 3, 32, 32)")
+    if tensor.ndim == 4 and tensor.shape[1:] == (32, 32, 3):
+        tensor = tensor.permute(0, 3, 1, 2)
+    is_float = tensor.is_floating_point()
+    if tensor.ndim != 4 or tensor.shape[1:] != (3, 32, 32) or not (tensor.dtype == torch.uint8 or is_float):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"images are {kind} {tuple(tensor.shape)}, not uint8 or float (N, 3, 32, 32) or (N, 32, 32, 3)"
+        )
+    if is_float and not ((tensor >= 0) & (tensor <= 1)).all():
+        raise ValueError("images of floats have pixels from 0 to 1, and these have others, or NaN")
     return tensor
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -76,7 +77,10 @@ def move_file(source: Path, target: Path) -> None:
 
 def remove_temporary(folder: Path) -> None:
     """Remove the temporary files in `folder` that killed processes have left there."""
+    ours = re.compile(rf"\..{{0,40}}-[0-9a-f]{{8}}{re.escape(_TEMPORARY_MARK)}(\.[a-z0-9]{{1,11}})?")
     for path in folder.glob(f".*-????????{_TEMPORARY_MARK}*"):
+        if not ours.fullmatch(path.name):
+            continue
         with suppress(PermissionError):  # on Windows: a running process has it open
             path.unlink(missing_ok=True)
 

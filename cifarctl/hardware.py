@@ -12,7 +12,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from cifarctl.errors import UsageError
 
@@ -43,6 +43,8 @@ def select_device(name: Device = "auto") -> "torch.device":
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = "cuda" if available["cuda"] else "cpu"
+    if name not in available:
+        raise UsageError(f"`device` is {name!r}, not one of: {', '.join(get_args(Device))}")
     if not available[name]:
         raise UsageError(f"`device` {name}: there is none on this machine", hint="`device` auto takes what there is")
     return torch.device(name)

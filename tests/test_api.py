@@ -56,7 +56,7 @@ def test_images_may_be_files_arrays_or_tensors(classifier_run: Path, photos: Pat
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((2, 32, 32, 3), np.uint8), torch.zeros(3, 32, 32), np.zeros((1, 3, 32, 32), int)]
+    "wrong", [np.zeros((2, 16, 16, 3), np.uint8), torch.zeros(3, 32, 32), np.zeros((1, 3, 32, 32), int)]
 )
 def test_another_shape_says_what_came(classifier_run: Path, wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"images are .*, not uint8 or float \(N, 3, 32, 32\)"):
@@ -265,3 +265,48 @@ def test_download_leaves_what_is_there(installed: Cifarctl, archive: SmallArchiv
     done = subprocess.check_output([sys.executable, "-c", script], text=True, env={**os.environ, **folder})
     assert Path(done.strip()) == data_file
     assert data_file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"precision": "banana"}, "`precision` is 'banana', not one of: auto, fp32, bf16, fp16"),
+        ({"device": "banana"}, "`device` is 'banana', not one of"),
+        ({"limit": 0}, "`limit` is 0, not 1 or more"),
+        ({"seed": -1}, "`seed` is -1, not 0 or more"),
+        ({"val_size": "3"}, "`val_size` is '3', not a whole number or null"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_before_the_run(
+    tmp_path: Path, arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(cifarctl.CifarctlError, match=says):
+        cifarctl.train_classifier(tmp_path / "run", data="synthetic", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+class TestImages:
+    """What a loaded model takes."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model(cls) -> cifarctl.LoadedClassifier:
+        return cifarctl.load_classifier("classifier", device="cpu")
+
+    def test_channels_may_come_last(self, model: cifarctl.LoadedClassifier) -> None:
+        images = Source("synthetic").load("test").images[:3]
+        assert torch.equal(model.logits(images.permute(0, 2, 3, 1).numpy()), model.logits(images))
+
+    @pytest.mark.parametrize("pixels", [255.0, -0.1, float("nan")])
+    def test_floats_that_are_no_pixels_are_refused(self, model: cifarctl.LoadedClassifier, pixels: float) -> None:
+        with pytest.raises(ValueError, match="pixels from 0 to 1"):
+            model.predict(torch.full((1, 3, 32, 32), pixels))
+
+    @pytest.mark.parametrize("top_k", [0, 11])
+    def test_there_are_as_many_answers_as_classes(self, model: cifarctl.LoadedClassifier, top_k: int) -> None:
+        with pytest.raises(ValueError, match=f"top_k is {top_k}, not from 1 to 10"):
+            model.predict(torch.zeros(1, 3, 32, 32), top_k=top_k)
+
+    def test_a_split_must_be_one(self, model: cifarctl.LoadedClassifier) -> None:
+        with pytest.raises(ValueError, match="split is 'banana', not one of: train, val, test"):
+            cifarctl.evaluate(model, data="synthetic", split="banana")  # type: ignore[call-overload]

@@ -13,6 +13,7 @@ from typing import IO
 
 import pytest
 import torch
+from PIL import Image
 
 from cifarctl import weights
 from cifarctl.cli import records
@@ -275,3 +276,21 @@ def test_stdout_by_its_path_is_stdout(classifier_run: Path, photos: Path, tmp_pa
     kept, answer = log.read_text().splitlines()
     assert kept == "kept"
     assert json.loads(answer)["label"]
+
+
+@pytest.mark.needs("POSIX")
+def test_names_with_line_breaks_and_tabs_stay_one_record(
+    cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["a\rb.png", "c\nd.png", "e\tf.png", 'g"h.png', "i\\nj.png", "k\u2028l.png"]
+    for name in names:
+        Image.new("RGB", (32, 32)).save(name, "PNG")
+    arguments = ("predict", *names, "-m", classifier_run, "--top-k", 1)
+    assert cifarctl(*arguments, "-o", "x.csv").code == 0
+    with Path("x.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+    assert cifarctl(*arguments, "-o", "x.tsv").code == 0
+    rows = [line.split("\t") for line in Path("x.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    assert [len(row) for row in rows] == [4] * len(names)
+    assert [row[0].encode("latin-1", "backslashreplace").decode("unicode_escape") for row in rows] == names

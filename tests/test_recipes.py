@@ -75,6 +75,13 @@ class TestANewArchitecture:
         (("train-ae", "--arch", "conv2", "--recipe", "best"), "conv2 has no recipe best, only: fast"),
         (("train-clf", "--recipe", "best", "--encoder", "autoencoder", "--finetune"), "has no rate to fine-tune"),
         (("train-clf", "--arch", "mlp", "--set", "model.hidden=64"), "model.hidden=64: mlp cannot be built"),
+        (("train-clf", "--set", "model.whiten_bias=no"), "model.whiten_bias is 'no', not true or false"),
+        (("train-clf", "--set", "=3"), "there is no ''"),
+        (("train-clf", "--set", "crop=32"), "crop is 32, more than the 31 pixels"),
+        (("train-clf", "--set", "cutout=-1"), "cutout is -1, not a whole number from 0"),
+        (("train-clf", "--set", "trained_until=3"), "trained_until is 3, not a JSON object"),
+        (("train-clf", "--set", 'trained_until={"whiten.bias":7}'), "not a JSON object of parameters and fractions"),
+        (("train-clf", "--set", "teacher_temperature=0", "--teacher", "classifier"), "teacher_temperature is 0"),
     ],
 )
 def test_a_recipe_that_is_not_there_is_refused_before_the_run(

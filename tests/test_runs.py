@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cifarctl import weights
 from cifarctl.cli import training
 from cifarctl.files import move_file, to_json
+from cifarctl.training import run_dir
 from cifarctl.training.loop import EpochDone
 from cifarctl.training.sealed_file import load_sealed
 
@@ -184,6 +186,32 @@ class TestOverwrite:
         assert "epoch 1/4" not in resumed.err
         assert model_bytes(out) == model_bytes(whole)
         assert not list(out.glob(".*"))
+
+    def test_the_best_weights_are_there_after_a_resume_though_no_epoch_is_better(self, tmp_path: Path) -> None:
+        run = run_dir.RunDir(tmp_path / "run")
+        last, best = ({"weight": torch.full((1,), value)} for value in (0.0, 1.0))
+        files = run_dir.EpochFiles(run, weights.ModelInfo("classifier", "mlp", {}))
+        files.add(EpochDone([{"epoch": 3.0}], 4, last, best, best_epoch=1, is_best=False, is_saved=True))
+        run.close()
+        assert load_file(tmp_path / "run" / "model.safetensors")["weight"] == 1
+        assert load_file(tmp_path / "run" / "last.safetensors")["weight"] == 0
+
+    def test_files_of_others_with_like_names_stay(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        names = (".lock", ".lock-holder", ".video-abcdefgh.part1", ".movie-12345678.partial.mkv", "notes.txt")
+        for name in names:
+            (tmp_path / name).write_text("mine")
+        (tmp_path / ".new").mkdir()
+        (tmp_path / ".new" / "config.json").write_text("{}")
+        assert cifarctl("train-clf", "--out", tmp_path, "--resume").code == 1
+        assert cifarctl(*MLP, "--epochs", 1, "--out", tmp_path).code == 0
+        assert all((tmp_path / name).read_text() == "mine" for name in names)
+        assert (tmp_path / ".new" / "config.json").read_text() == "{}"
+
+    def test_the_log_of_another_trainer_is_not_replaced(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 100, "loss": 3.0}')
+        refused = cifarctl(*MLP, "--epochs", 1, "--out", tmp_path)
+        assert refused.code == 1
+        assert "metrics.jsonl" in refused.error
 
 
 class TestStart:

@@ -112,9 +112,25 @@ def _cells(record: Record, top_k: int) -> list[Any]:
 
 def _columns(cells: list[Any], delimiter: str) -> str:
     row = io.StringIO()
-    safe = (spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in cells)
-    csv.writer(row, delimiter=delimiter, lineterminator="\n").writerow(safe)
+    safe = [spreadsheet_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    if delimiter == "\t":  # a line per record, and `cut` finds the columns: no quotes, as TSV has none
+        return delimiter.join("" if cell is None else _escaped(str(cell)) for cell in safe)
+    # Python 3.11 leaves a carriage return without quotes, and readers take it for the end of a row.
+    has_return = any("\r" in str(cell) for cell in safe)
+    csv.writer(
+        row,
+        delimiter=delimiter,
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL,
+    ).writerow(safe)
     return row.getvalue().removesuffix("\n")
+
+
+def _escaped(text: str) -> str:
+    r"""Line breaks, tabs and other control characters as `\n`, `\t` or `\x1c`; a backslash as `\\`."""
+    return "".join(
+        each if each.isprintable() and each != "\\" else each.encode("unicode_escape").decode("ascii") for each in text
+    )
 
 
 def _table_line(record: Record, console: "Console") -> str:

@@ -25,10 +25,14 @@ class Threshold:
         with suppress(ValueError):
             bound = float(value)
         if math.isnan(bound):  # nothing is worse than "not a number": the check would always pass
-            raise UsageError(f"--fail-under {text}: expected METRIC=VALUE", hint="for example accuracy=0.9")
+            raise UsageError(
+                f"--fail-under {text}: expected METRIC=VALUE, where VALUE is a number", hint="for example accuracy=0.9"
+            )
         metric = METRICS.get(name)
         if metric is None or metric.better is None:
             raise UsageError(f"--fail-under {name}: no such metric", hint=f"one of: {_names(METRICS.values())}")
+        if metric.unit == "%" and not 0 <= bound <= 1:
+            raise UsageError(f"--fail-under {text}: {name} is from 0 to 1", hint="for example accuracy=0.9")
         return cls(metric, bound)
 
     def check_applies(self, kind: str, classes: int, model: object) -> None:

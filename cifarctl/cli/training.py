@@ -252,6 +252,8 @@ def recipe_overrides(assignments: list[str] | None, **values: Any) -> dict[str, 
             raise UsageError(f"--set {assignment}: not FIELD=VALUE", hint="for example --set jitter=0.3")
         group, _, field = name.partition(".")
         fields, key = (overrides.setdefault("model", {}), field) if group == "model" and field else (overrides, name)
+        if not isinstance(fields, dict):
+            raise UsageError(f"--set {assignment}: model is set to {fields!r} besides", hint="leave that out")
         if key in fields:
             raise UsageError(f"--set {assignment}: {name} is set twice")
         fields[key] = _value(text)

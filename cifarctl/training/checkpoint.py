@@ -218,7 +218,7 @@ def describe_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     """
     differences = []
     for name in [name for name in now if name in then]:
-        before, after = (json.loads(to_json(each[name])) for each in (then, now))
+        before, after = (json.loads(json.dumps(each[name])) for each in (then, now))
         if name == "recipe" and isinstance(before, dict) and isinstance(after, dict):
             differences += [f"{name}.{text}" for text in describe_differences(before, after)]
         elif before != after:

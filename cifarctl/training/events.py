@@ -1,6 +1,6 @@
 """What happens in a training run: what the loop yields, and what a session adds before and after."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ class EpochDone:
     """One epoch, validated.
 
     history: every epoch's record so far; the last is this one's. epochs: how many there will be. weights: what was
-    validated, by tensor name. is_saved: whether the checkpoint is of this epoch's end.
+    validated, by tensor name. best: those of the best epoch so far, `best_epoch`. is_saved: whether the checkpoint is
+    of this epoch's end.
     """
 
     history: list[Record]
     epochs: int
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] = field(repr=False)
+    best: dict[str, Tensor] = field(repr=False)
+    best_epoch: int
     is_best: bool
     is_saved: bool
 
@@ -50,7 +53,7 @@ class Fitted:
 
     history: list[Record]
     best_epoch: int
-    last: dict[str, Tensor]
+    last: dict[str, Tensor] = field(repr=False)
 
 
 @dataclass(frozen=True)

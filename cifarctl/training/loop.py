@@ -268,7 +268,8 @@ class Trainer:
         pause = max(pause, _CHECKPOINT_PAUSES * self.saving_seconds) if pause else 0.0
         if is_due := time.perf_counter() - self.saved_at >= pause:
             self._save()
-        return EpochDone(list(state.history), self.recipe.epochs, weights, is_best, is_saved=is_due)
+        history, epochs = list(state.history), self.recipe.epochs
+        return EpochDone(history, epochs, weights, state.best, state.best_epoch, is_best, is_saved=is_due)
 
     def _request(self) -> Request:
         """What this process asks of all of them."""

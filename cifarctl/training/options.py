@@ -1,10 +1,11 @@
 """What a training run is asked to do: every option, which of them fit together, and the recipe that they lead to."""
 
 import json
+import types
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -24,6 +25,9 @@ _NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboa
 _GONE = frozenset({"compile"})
 # Fields of recipes that had another name in version 0.2.
 _RENAMED = {"sides": "image_sizes"}
+_KINDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "an object", types.NoneType: "null"}
+_LEAST = {"seed": 0, "val_size": 1, "limit": 1, "latent_dim": 1}
+_MOST_SEED = 2**31 - 1
 # Arguments of models that the data and other options decide.
 _DECIDED = frozenset({"classes", "encoder", "latent_dim"})
 
@@ -162,7 +166,10 @@ def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> 
     anew = {}
     for name in names:
         now, then = given.value_of(name), stored.value_of(name)
-        if now == then:
+        if name == "model":  # those of its arguments that are given
+            now = (given.overrides or {}).get("model", {})
+            then = {argument: then.get(argument) for argument in now}
+        if now == then or _as_json(now) == _as_json(then):  # JSON makes lists of tuples
             continue
         if name not in allowed:
             raise UsageError(
@@ -171,6 +178,10 @@ def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> 
             )
         anew[name] = now
     return replace(stored, **anew)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _without_effect(options: TrainOptions) -> set[str]:
@@ -189,9 +200,38 @@ def _without_effect(options: TrainOptions) -> set[str]:
     return recipes.unused_fields({task for task, applies in tasks.items() if applies})
 
 
+def mismatch(name: str, value: Any, hint: Any) -> str | None:
+    """What an option's value should be, in words, if it is not of the type `hint`, or out of range."""
+    if get_origin(hint) is Literal:
+        return None if value in get_args(hint) else f"one of: {', '.join(get_args(hint))}"
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(get_origin(kind) or kind for kind in kinds)
+    if type(value) not in kinds:
+        return " or ".join(_KINDS[kind] for kind in kinds)
+    if type(value) is int and value < _LEAST[name]:
+        return f"{_LEAST[name]} or more"
+    return f"{_MOST_SEED} or less" if name == "seed" and value > _MOST_SEED else None
+
+
+def _check_values(options: TrainOptions) -> None:
+    """Raise UsageError on a value of another type, which a Python program may give."""
+    for name, hint in get_type_hints(TrainOptions).items():
+        if wanted := mismatch(name, value := getattr(options, name), hint):
+            raise UsageError(f"`{name}` is {value!r}, not {wanted}")
+
+
 def _feature_kind(name: str) -> str:
     found = models.model_class(name)
     return found.feature_kind if issubclass(found, Classifier) else "images"
+
+
+def _check_arguments(name: str, recipe: Recipe) -> None:
+    known = {argument: value for argument, value in models.arguments(name).items() if argument not in _DECIDED}
+    for argument, value in recipe.model.items():
+        if argument not in known:
+            raise UsageError(f"recipe: {name} has no argument {argument}, only: {', '.join(known)}")
+        if isinstance(known[argument], bool) and not isinstance(value, bool):
+            raise UsageError(f"recipe: model.{argument} is {value!r}, not true or false")
 
 
 def _latent_dim(options: TrainOptions) -> dict[str, Any]:
@@ -208,7 +248,8 @@ def _learned_scale(model: Model) -> str | None:
 
 
 def check(options: TrainOptions) -> None:
-    """Raise UsageError on options that cannot go together, before any work is done."""
+    """Raise UsageError on options that cannot be, alone or together, before any work is done."""
+    _check_values(options)
     kind, name = options.kind, options.model_name
     if name not in models.names(kind):
         raise UsageError(f"`arch` {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
@@ -219,9 +260,7 @@ def check(options: TrainOptions) -> None:
     recipe = options.resolved_recipe
     if idle := sorted(_without_effect(options) & (options.overrides or {}).keys()):
         raise UsageError(f"no effect in this training: {', '.join(f'`{name}`' for name in idle)}", hint="leave it out")
-    known = [argument for argument in models.arguments(name) if argument not in _DECIDED]
-    if unknown := next((argument for argument in recipe.model if argument not in known), None):
-        raise UsageError(f"recipe: {name} has no argument {unknown}, only: {', '.join(known)}")
+    _check_arguments(name, recipe)
     try:
         with torch.device("meta"):
             model = models.build(name, **{**recipe.model, **_latent_dim(options)})
@@ -240,6 +279,6 @@ def check(options: TrainOptions) -> None:
     if recipe.optimizer == "airbench" and (scale := _learned_scale(model)):
         raise UsageError(
             f"recipe: optimizer airbench has no learning rate for {scale}, a norm's scale",
-            hint="`optimizer` adamw or muon, with an `lr` that suits it",
+            hint="adamw and muon have one; give an `lr` that suits it",
         )
     select_precision(options.precision, select_device(options.device))

@@ -1,11 +1,10 @@
 """What can be refused before a run's folder is made or touched, and what the user should know before it goes on."""
 
 import copy
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,13 +15,9 @@ from cifarctl.errors import RunDirError, UsageError
 from cifarctl.models.base import Model
 from cifarctl.training.augment import scale
 from cifarctl.training.checkpoint import describe_differences
-from cifarctl.training.options import TrainOptions
+from cifarctl.training.options import TrainOptions, mismatch
 from cifarctl.training.recipes import Recipe
 from cifarctl.version import __version__
-
-_KINDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "an object", types.NoneType: "null"}
-_LEAST = {"seed": 0, "val_size": 1, "limit": 1, "latent_dim": 1}
-_MOST_SEED = 2**31 - 1
 
 
 def check_batch(model: Model, recipe: Recipe, images: Tensor, ranks: Ranks) -> None:
@@ -54,7 +49,7 @@ def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
     stored = config.get("options")
     hints = get_type_hints(TrainOptions)
     for name, value in stored.items() if isinstance(stored, dict) else ():
-        if name in hints and (wanted := _mismatch(name, value, hints[name])):
+        if name in hints and (wanted := mismatch(name, value, hints[name])):
             raise RunDirError(f"{path}: options.{name} is {value!r}, not {wanted}", hint=_REPAIR)
     options = TrainOptions.from_config(dict(config), path)
     try:
@@ -65,19 +60,6 @@ def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
 
 
 _REPAIR = "bring the file back as the run wrote it, or train anew with `overwrite`"
-
-
-def _mismatch(name: str, value: Any, hint: Any) -> str | None:
-    """What a value should be, in words, if it is not of the type `hint`."""
-    if get_origin(hint) is Literal:
-        return None if value in get_args(hint) else f"one of: {', '.join(get_args(hint))}"
-    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = tuple(get_origin(kind) or kind for kind in kinds)
-    if type(value) not in kinds:
-        return " or ".join(_KINDS[kind] for kind in kinds)
-    if type(value) is int and value < _LEAST[name]:
-        return f"{_LEAST[name]} or more"
-    return f"{_MOST_SEED} or less" if name == "seed" and value > _MOST_SEED else None
 
 
 def check_recipe(config: Mapping[str, Any], recipe: Recipe, path: Path) -> None:

@@ -11,6 +11,7 @@ ClassWeights = Literal["none", "balanced"]
 WITH_OPTIONS = frozenset({"epochs", "batch_size", "lr", "weight_decay", "label_smoothing", "class_weights", "ema"})
 
 Count = Annotated[int, "above 0"]
+Pixels = Annotated[int, "pixels"]
 Fraction = Annotated[float, "from 0 to 1"]
 
 
@@ -36,14 +37,22 @@ def _problem(value: Any, hint: Any) -> str | None:
     if get_origin(hint) is Literal and value not in get_args(hint):
         return f", not one of: {', '.join(get_args(hint))}"
     if hint is int and (type(value) is not int or value < ("above 0" in extras)):
-        return f", not a whole number{' above 0' if 'above 0' in extras else ''}"
+        return f", not a whole number {'above 0' if 'above 0' in extras else 'from 0'}"
+    if "pixels" in extras and value > 31:
+        return ", more than the 31 pixels that an image can be shifted or covered by"
     if hint is float and (type(value) not in (int, float) or not 0 <= value < math.inf):
         return ", not a number from 0"
     if "from 0 to 1" in extras and value > 1:
         return ", not from 0 to 1"
+    if hint == dict[str, float] and not _are_fractions(value):
+        return ", not a JSON object of parameters and fractions of the steps"
     if hint == dict[str, Any] and not isinstance(value, dict):
         return ": its fields are set one by one, as model.NAME"
     return None
+
+
+def _are_fractions(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(item) in (int, float) and 0 <= item <= 1 for item in value.values())
 
 
 def _are_image_sizes(value: Any) -> bool:
@@ -95,8 +104,8 @@ class Recipe:
     label_smoothing: Annotated[Fraction, UsedFor("labels")] = 0.0
     class_weights: Annotated[ClassWeights, UsedFor("labels")] = "none"
     flip: Annotated[Literal["none", "random", "alternating"], UsedFor("images")] = "none"
-    crop: int = 0
-    cutout: Annotated[int, UsedFor("images")] = 0
+    crop: Pixels = 0
+    cutout: Annotated[Pixels, UsedFor("images")] = 0
     affine: Annotated[Fraction, UsedFor("images")] = 0.0
     jitter: Annotated[Fraction, UsedFor("images")] = 0.0
     mixup: Annotated[Fraction, UsedFor("labelled images")] = 0.0
@@ -116,14 +125,19 @@ class Recipe:
             raise ValueError(
                 f"image_sizes is {self.image_sizes!r}, not pairs of a fraction of the steps and 16 to 32 pixels"
             )
+        for name, most in (("label_smoothing", 0.99), ("ema", 0.99999)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}, more than {most}")
+        if not self.teacher_temperature:
+            raise ValueError("teacher_temperature is 0, and logits are divided by it")
         if self.mixup + self.cutmix > 1:
             raise ValueError(f"mixup and cutmix are {self.mixup} and {self.cutmix}, more than 1 together")
 
     def changed(self, overrides: dict[str, Any]) -> "Recipe":
         """A copy with other values; those of `model` are changed one by one. Raises ValueError on unknown fields."""
         known = [item.name for item in fields(self)]
-        if unknown := next((name for name in overrides if name not in known), None):
-            raise ValueError(f"there is no {unknown}, only: {', '.join(known)}")
+        if unknown := [name for name in overrides if name not in known]:
+            raise ValueError(f"there is no {unknown[0]!r}, only: {', '.join(known)}")
         model = overrides.get("model", {})
         return replace(self, **{**overrides, "model": {**self.model, **model} if isinstance(model, dict) else model})
 

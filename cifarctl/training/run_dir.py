@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cifarctl.training.loop import EpochDone
 
 # In a run's folder: the run that will replace it; and that run while its files take the places of the old one's.
-_STAGED, _WHOLE = ".new", ".new-whole"
+_STAGED, _WHOLE = ".cifarctl-new", ".cifarctl-new-whole"  # names that nobody else gives
 
 
 class RunDir:
@@ -256,13 +256,11 @@ class EpochFiles:
     def __init__(self, run: RunDir, info: weights.ModelInfo) -> None:
         self._run, self._info = run, info
         self._last: EpochDone | None = None
-        self._best: EpochDone | None = None
+        self._written_best = -1  # whatever a process that was killed has left there
 
     def add(self, epoch: "EpochDone") -> None:
         """Note one more epoch, and write the files if it is in the checkpoint. Raises OSError."""
         self._last = epoch
-        if epoch.is_best:
-            self._best = epoch
         if epoch.is_saved:
             self.write()
 
@@ -272,10 +270,11 @@ class EpochFiles:
             return
         self._run.write_history(self._last.history)
         weights.save(self._run.last, self._last.weights, self._info)
-        if self._best:
-            weights.save(self._run.model, self._best.weights, self._info)
+        if self._last.best_epoch != self._written_best:
+            weights.save(self._run.model, self._last.best, self._info)
+            self._written_best = self._last.best_epoch
         self._run.take_place()
-        self._last = self._best = None
+        self._last = None
 
 
 def read_history(model: Path) -> list[Record]:

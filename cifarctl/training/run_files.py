@@ -24,7 +24,7 @@ EVENTS = "events.out.tfevents.*"
 _KEYS = {
     "config.json": {"options", "recipe"},
     "summary.json": {"run", "model", "kind", "test"},
-    "metrics.jsonl": {"epoch", "step"},
+    "metrics.jsonl": {"epoch", "step", "seconds", "val_loss"},
 }
 _METADATA = ({"format", "position"}, {"cifarctl_version", "kind", "model"})
 _HEADER_BYTES = 100_000_000  # the most that safetensors accepts

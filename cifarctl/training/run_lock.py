@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from cifarctl.errors import RunDirError
 
-_NAME = ".lock"
+_NAME = ".cifarctl-lock"  # a name that nobody else gives, since it is removed
 # What file systems without locks answer, network ones for example.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 

@@ -200,7 +200,7 @@ def _read_mirrors(
 
 def _explain(archive: Archive, sources: Sequence[str], failures: list[Failed], partial: Partial) -> DataError:
     """The error for the case that no source gave the archive."""
-    hint = "`from` URL, FILE or DIR names another source"
+    hint = "cifarctl download --from URL, FILE or DIR takes it from another source"
     if partial.size > 50_000:  # 0.1 MB
         hint = f"{partial.size / 1e6:,.1f} MB are kept: the same command goes on there"
     if not failures:

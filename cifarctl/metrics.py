@@ -50,7 +50,7 @@ class Metric:
 
     name: its key in JSON. title: what it is called. meaning: what it says, in one sentence. measure: gives its value
     from a classifier's `Predictions` or an autoencoder's `Reconstructions`: a number, or the two ends of an interval.
-    better: which values are; None if it is no matter of better or worse, and nothing can be demanded of it.
+    better: "higher" or "lower"; None if it says nothing of how good a model is, and `--fail-under` refuses it.
     column: its heading in tables of several models; those without one are left out. unit, spec: how a value is written;
     "%" is for fractions, and spec is that of `format`. beside: the metric at which a report shows it, instead of on its
     own. min_classes: classifiers of fewer classes are not measured by it.

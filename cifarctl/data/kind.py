@@ -48,7 +48,7 @@ class DataKind(ABC):
         return None
 
     def remarks(self, split: Stored) -> list[str]:  # noqa: ARG002
-        """What is in the split and not used, or missing from it without harm, in words."""
+        """What the user should know of one split, in words: files that are not used, a class without images."""
         return []
 
     def unused(self) -> list[str]:

@@ -35,7 +35,7 @@ _CHECKPOINT_SECONDS = 60.0
 # After an epoch, one is written if the last one is older than this, by type of device; 0 elsewhere. A GPU's epoch took
 # 0.25 s, and writing the files after it as long.
 _EPOCH_CHECKPOINT_SECONDS = {"cuda": 5.0}
-# On such a device, it must also be older than so many times what writing it took: 1 to 2 s for the 400 MB of `max`.
+# There, the pause is also at least 20 times as long as the last write took: 1 to 2 s for the 400 MB of `max`.
 _CHECKPOINT_PAUSES = 20
 
 
@@ -74,9 +74,10 @@ def fit(
 class Trainer:
     """One run of `fit`, whose arguments these are.
 
-    `run` calls `_train_epoch` for each epoch, that calls `_step` for each batch, and that `_compute_gradients` and
-    `_apply_gradients`. On one GPU these two are recorded as a CUDA graph and replayed, unless precision is fp16:
-    `Objective` says what that demands.
+    run -> _train_epoch, for each epoch -> _step, for each batch -> _compute_gradients, _apply_gradients
+
+    On one GPU the last two are recorded as a CUDA graph and replayed, unless precision is fp16: `Objective` says what
+    that demands.
     """
 
     model: Model
@@ -91,7 +92,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         batch_size, images, processes = self.recipe.batch_size, len(self.train), self.ranks.size
-        if batch_size % processes or images < processes:  # of equal shares, the mean of the means is the batch's mean
+        # If shares were not equal, the mean of their means would not be the batch's.
+        if batch_size % processes or images < processes:
             raise UsageError(f"`batch_size` {batch_size}: {processes} processes cannot share it equally")
         self.batch_size = min(batch_size, images // processes * processes)
         self.steps_per_epoch = images // self.batch_size  # the rest is drawn in another epoch

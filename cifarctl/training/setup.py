@@ -87,15 +87,19 @@ def set_up(
     resume: bool,
     arrays: Arrays | None,
 ) -> Setup:
-    """Everything that can refuse a run, and then its folder. open_run: makes or opens that."""
+    """Everything that can refuse a run, and then its folder. open_run: makes the folder, or opens it to resume."""
     precision, recipe = select_precision(options.precision, device), options.resolved_recipe
     run = open_run() if resume and ranks.is_main else None
-    config_then = ranks.from_main(run.read_config() if run else {}) if resume else {}
+    resumed_config = ranks.from_main(run.read_config() if run else {}) if resume else {}
     if run:
-        check_recipe(config_then, recipe, run.config)
-    data = _load(options.source_of(arrays), config_then, device)
-    encoder, encoder_sha256 = _given(options.encoder, "autoencoder", config_then.get("encoder_sha256"))
-    teacher_path, teacher_sha256 = _given(options.teacher, "classifier", config_then.get("teacher_sha256"))
+        check_recipe(resumed_config, recipe, run.config)
+    data = _load(options.source_of(arrays), resumed_config, device)
+    encoder, encoder_sha256 = _weights_to_learn_from(
+        options.encoder, "autoencoder", resumed_config.get("encoder_sha256")
+    )
+    teacher_path, teacher_sha256 = _weights_to_learn_from(
+        options.teacher, "classifier", resumed_config.get("teacher_sha256")
+    )
     teacher = None
     if teacher_path:
         teacher, teacher_info = weights.load_classifier(teacher_path, device)
@@ -111,7 +115,7 @@ def set_up(
     if ranks.is_main:
         # A new run's folder is made when nothing is left that could refuse it.
         run = run or open_run()
-        remarks += _write_config(run, options, recipe, data, digests, config_then, computing)
+        remarks += _write_config(run, options, recipe, data, digests, resumed_config, computing)
     # A new run's default name holds the time; and nobody goes on before the folder is ready.
     out, belongs_to = ranks.from_main((run.path, run.checkpoint.belongs_to) if run else (Path(), {}))
     if run is None:
@@ -134,23 +138,23 @@ def _write_config(
     recipe: Recipe,
     data: Data,
     digests: dict[str, str | None],
-    config_then: dict[str, Any],
+    resumed_config: dict[str, Any],
     computing: dict[str, Any],
 ) -> tuple[str, ...]:
-    """Write `config.json`, and read the checkpoint to go on from. config_then: that of the run to resume, or empty.
+    """Write `config.json`, and read the checkpoint to go on from. resumed_config: that of the run to resume, or empty.
     computing: how this process computes. Returns remarks. Raises RunDirError if the checkpoint is of another run.
     """
     remarks: tuple[str, ...] = ()
-    if config_then:
-        remarks += remarks_on_bits(config_then, computing)
+    if resumed_config:
+        remarks += remarks_on_bits(resumed_config, computing)
         how = {name: computing[name] for name in ("options", "device", "precision")}
-        config = {**config_then, **how}
+        config = {**resumed_config, **how}
     else:
         config = {"id": secrets.token_hex(8), **computing}
     run.checkpoint.belongs_to = _belongs_to(options, recipe, data.description, digests, config)
     if run.checkpoint.exists():
         remarks += tuple(run.checkpoint.read())
-    elif config_then:
+    elif resumed_config:
         run.check_checkpoint()
     if not run.has_lock:
         remarks += (f"{run.path}: its file system has no locks, so let no other process use this folder",)
@@ -158,12 +162,12 @@ def _write_config(
     return remarks
 
 
-def _load(source: Source, config_then: dict[str, Any], device: torch.device) -> Data:
-    """Open and check all splits. config_then: that of the run to resume, if there is one."""
+def _load(source: Source, resumed_config: dict[str, Any], device: torch.device) -> Data:
+    """Open and check all splits. resumed_config: that of the run to resume, if there is one."""
     remarks = source.check()
     description = source.describe()
-    if config_then:
-        then = config_then.get("data")
+    if resumed_config:
+        then = resumed_config.get("data")
         changes = describe_changes(then if isinstance(then, dict) else {}, description, ("train", "test"))
         if changes:
             raise ChangedDataError(
@@ -173,13 +177,15 @@ def _load(source: Source, config_then: dict[str, Any], device: torch.device) -> 
         if changes is None:
             source.check_early_split()
             remarks += (f"{source.name}: the run noted nothing to compare its data with, so it may have changed",)
-        if config_then.get("options", {}).get("compile"):
+        if resumed_config.get("options", {}).get("compile"):
             remarks += ("the run was started with --compile, which this version does not have: it goes on without",)
     train, val = (source.load(split).to(device) for split in ("train", "val"))
     return Data(train, val, source.load("test"), description, remarks)
 
 
-def _given(reference: str | None, kind: models.Kind, sha256_then: str | None) -> tuple[Path | None, str | None]:
+def _weights_to_learn_from(
+    reference: str | None, kind: models.Kind, resumed_sha256: str | None
+) -> tuple[Path | None, str | None]:
     """The weights file of a model that the run learns from, and its SHA-256. Raises RunDirError if a resumed run was
     started with another, WeightsError.
     """
@@ -187,7 +193,7 @@ def _given(reference: str | None, kind: models.Kind, sha256_then: str | None) ->
         return None, None
     path = weights.resolve(Path(reference), kind)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if sha256_then not in (None, sha256):
+    if resumed_sha256 not in (None, sha256):
         raise RunDirError(f"{path}: not the {kind} that the run was started with", hint="bring that one back")
     return path, sha256
 

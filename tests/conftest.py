@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Of the shell that has started the tests in the background, or by nohup: the processes that they start would ignore it.
+for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 # pytest-xdist's workers, and the processes that they start, share out the cores: threads that outnumber these wait for
 # each other at every layer.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):

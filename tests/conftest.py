@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# Of the shell that has started the tests in the background, or by nohup: the processes that they start would ignore it.
-for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
-    if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, usual)
 # pytest-xdist's workers, and the processes that they start, share out the cores: threads that outnumber these wait for
 # each other at every layer.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -33,6 +29,13 @@ from support import Cifarctl, MadeOnce, Result, command
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="Run the long tests, which the usual run leaves out.")
+
+
+def pytest_sessionstart() -> None:
+    """Undo what a shell ignores for tests in its background, or under nohup: their processes would ignore it too."""
+    for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

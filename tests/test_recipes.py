@@ -76,7 +76,7 @@ class TestANewArchitecture:
         (("train-clf", "--recipe", "best", "--encoder", "autoencoder", "--finetune"), "has no rate to fine-tune"),
         (("train-clf", "--arch", "mlp", "--set", "model.hidden=64"), "model.hidden=64: mlp cannot be built"),
         (("train-clf", "--set", "model.whiten_bias=no"), "model.whiten_bias is 'no', not true or false"),
-        (("train-clf", "--set", "=3"), "there is no ''"),
+        (("train-clf", "--set", "=3"), "there is no empty name"),
         (("train-clf", "--set", "crop=32"), "crop is 32, more than the 31 pixels"),
         (("train-clf", "--set", "cutout=-1"), "cutout is -1, not a whole number from 0"),
         (("train-clf", "--set", "trained_until=3"), "trained_until is 3, not a JSON object"),

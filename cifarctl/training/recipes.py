@@ -137,7 +137,7 @@ class Recipe:
         """A copy with other values; those of `model` are changed one by one. Raises ValueError on unknown fields."""
         known = [item.name for item in fields(self)]
         if unknown := [name for name in overrides if name not in known]:
-            raise ValueError(f"there is no {unknown[0]!r}, only: {', '.join(known)}")
+            raise ValueError(f"there is no {unknown[0] or 'empty name'}, only: {', '.join(known)}")
         model = overrides.get("model", {})
         return replace(self, **{**overrides, "model": {**self.model, **model} if isinstance(model, dict) else model})
 

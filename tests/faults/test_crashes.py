@@ -293,7 +293,7 @@ class TestSteps:
     def test_out_of_memory_says_which_batch_fits(self, tmp_path: Path, error: Exception) -> None:
         with pytest.raises(TrainingError, match="out of memory at step 3 of 10, with 64 images") as caught:
             list(self.events(tmp_path / "checkpoint.safetensors", error, fits=20))
-        assert "--batch-size 16 fits" in str(caught.value.hint)
+        assert "`batch_size` 16 fits" in str(caught.value.hint)
 
     def test_a_gpu_that_disappears_is_one_line(self, tmp_path: Path) -> None:
         kind = getattr(torch, "AcceleratorError", RuntimeError)

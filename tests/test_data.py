@@ -52,7 +52,7 @@ class TestSplits:
 
     @pytest.mark.parametrize("size", [-1, 0, 10, 11])
     def test_an_impossible_size_is_named(self, size: int) -> None:
-        with pytest.raises(UsageError, match=f"^val_size {size}:"):
+        with pytest.raises(UsageError, match=f"^`val_size` {size}:"):
             stratified_split(torch.zeros(10, dtype=torch.int64), size, 0)
 
 
@@ -87,10 +87,10 @@ class TestFolder:
     ) -> None:
         with pytest.raises(DataError) as caught:
             Source(str(tmp_path / "data_none")).load("train")
-        hint = "data takes cifar10, cifar100, synthetic, or the path of a folder as it is now"
-        assert caught.value.hint == hint
+        hint = "takes cifar10, cifar100, synthetic, or the path of a folder as it is now"
+        assert caught.value.hint == f"`data` {hint}"
         done = cifarctl("train-clf", "--data", tmp_path / "data_none", "--out", tmp_path / "run")
-        assert done.err.splitlines() == [f"error: {caught.value}", f"hint: --{hint}"]
+        assert done.err.splitlines() == [f"error: {caught.value}", f"hint: --data {hint}"]
 
     @pytest.mark.needs("POSIX")
     def test_a_test_class_that_training_does_not_know(self, image_folder: Path, tmp_path: Path) -> None:

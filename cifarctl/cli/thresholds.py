@@ -31,8 +31,10 @@ class Threshold:
         metric = METRICS.get(name)
         if metric is None or metric.better is None:
             raise UsageError(f"--fail-under {name}: no such metric", hint=f"one of: {_names(METRICS.values())}")
-        if metric.unit == "%" and not 0 <= bound <= 1:
-            raise UsageError(f"--fail-under {text}: {name} is from 0 to 1", hint="for example accuracy=0.9")
+        if metric.unit == "%" and bound > 2:  # a little above 1 is a demand that nothing meets
+            raise UsageError(
+                f"--fail-under {text}: {name} is from 0 to 1", hint=f"{name}={bound / 100:g} for {bound:g} %"
+            )
         return cls(metric, bound)
 
     def check_applies(self, kind: str, classes: int, model: object) -> None:

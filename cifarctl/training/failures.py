@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cifarctl.errors import TrainingError, WeightsError
+from cifarctl.errors import TrainingError, UsageError, WeightsError
 from cifarctl.hardware import is_out_of_memory, release_memory
 
 # What torch raises if a GPU or its driver fails. Older versions raise RuntimeError.
@@ -37,6 +37,12 @@ def compute_with_diagnosis(
         if fits
         else "a smaller model, or a machine with more memory",
     )
+
+
+def check_shares(batch_size: int, images: int, processes: int) -> None:
+    """Raise UsageError if processes cannot take equal shares of a batch: the mean of their means would not be its."""
+    if batch_size % processes or images < processes:
+        raise UsageError(f"`batch_size` {batch_size}: {processes} processes cannot share it equally")
 
 
 def check_finite(value: float, step: int, steps: int, name: str = "loss") -> None:

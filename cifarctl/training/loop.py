@@ -13,13 +13,13 @@ from torch import Tensor
 
 from cifarctl.data import Dataset
 from cifarctl.distributed import ALONE, Ranks
-from cifarctl.errors import RunDirError, UsageError
+from cifarctl.errors import RunDirError
 from cifarctl.hardware import Precision, autocast, memory_format
 from cifarctl.models.base import Model
 from cifarctl.training.checkpoint import Checkpoint, TrainingState
 from cifarctl.training.cuda_graph import CapturedStep
 from cifarctl.training.events import Encoding, EpochDone, Fitted, StepDone
-from cifarctl.training.failures import check_finite, compute_with_diagnosis, finite_metrics
+from cifarctl.training.failures import check_finite, check_shares, compute_with_diagnosis, finite_metrics
 from cifarctl.training.model_weights import copy_weights, update_average, weights_replaced
 from cifarctl.training.objectives import Objective
 from cifarctl.training.optim import build_optimizer, keep_rates_on, learning_rate_factor, set_learning_rate
@@ -92,9 +92,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         batch_size, images, processes = self.recipe.batch_size, len(self.train), self.ranks.size
-        # If shares were not equal, the mean of their means would not be the batch's.
-        if batch_size % processes or images < processes:
-            raise UsageError(f"`batch_size` {batch_size}: {processes} processes cannot share it equally")
+        check_shares(batch_size, images, processes)
         self.batch_size = min(batch_size, images // processes * processes)
         self.steps_per_epoch = images // self.batch_size  # the rest is drawn in another epoch
         self.steps = self.steps_per_epoch * self.recipe.epochs

@@ -24,7 +24,7 @@ _NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboa
 # Options that runs of cifarctl 0.2 have. They said how to compute, not what.
 _GONE = frozenset({"compile"})
 # Fields of recipes that had another name in version 0.2.
-_RENAMED = {"sides": "image_sizes"}
+RENAMED_FIELDS = {"sides": "image_sizes"}
 _KINDS = {str: "a text", bool: "true or false", int: "a whole number", dict: "an object", types.NoneType: "null"}
 _LEAST = {"seed": 0, "val_size": 1, "limit": 1, "latent_dim": 1}
 _MOST_SEED = 2**31 - 1
@@ -138,7 +138,10 @@ class TrainOptions:
             raise RunDirError(f"{path}: its options are not those of this version ({__version__})")
         overrides = options.get("overrides")
         if isinstance(overrides, dict):
-            options = {**options, "overrides": {_RENAMED.get(name, name): value for name, value in overrides.items()}}
+            options = {
+                **options,
+                "overrides": {RENAMED_FIELDS.get(name, name): value for name, value in overrides.items()},
+            }
         return cls(**{name: value for name, value in options.items() if name not in _GONE})
 
 

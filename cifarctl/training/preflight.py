@@ -15,15 +15,15 @@ from cifarctl.errors import RunDirError, UsageError
 from cifarctl.models.base import Model
 from cifarctl.training.augment import scale
 from cifarctl.training.checkpoint import describe_differences
-from cifarctl.training.options import TrainOptions, mismatch
+from cifarctl.training.failures import check_shares
+from cifarctl.training.options import RENAMED_FIELDS, TrainOptions, mismatch
 from cifarctl.training.recipes import Recipe
 from cifarctl.version import __version__
 
 
 def check_batch(model: Model, recipe: Recipe, images: Tensor, ranks: Ranks) -> None:
     """Raise UsageError if the training `images`, uint8 (N, 3, 32, 32), make no batch that `model` can learn from."""
-    if recipe.batch_size % ranks.size or len(images) < ranks.size:
-        raise UsageError(f"`batch_size` {recipe.batch_size}: {ranks.size} processes cannot share it equally")
+    check_shares(recipe.batch_size, len(images), ranks.size)
     if min(recipe.batch_size, len(images)) // ranks.size > 1:
         return
     trial = copy.deepcopy(model).train()
@@ -70,17 +70,16 @@ def check_recipe(config: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
     if not isinstance(stored, dict):
         raise RunDirError(f"{path}: has no recipe", hint=_REPAIR)
     defaults = {item.name: value for item in fields(Recipe) if (value := getattr(Recipe, item.name, None)) is not None}
-    then: dict[str, Any] = {**defaults, **{_RENAMED.get(str(name), str(name)): value for name, value in stored.items()}}
+    then: dict[str, Any] = {
+        **defaults,
+        **{RENAMED_FIELDS.get(str(name), str(name)): value for name, value in stored.items()},
+    }
     if differences := describe_differences({"recipe": then}, {"recipe": asdict(recipe)}):
         version = _versions(config).get("cifarctl", "another version")
         raise RunDirError(
             f"{path}: {'; '.join(differences)} in this version ({__version__}), so the run would end as another model",
             hint=f"resume it with cifarctl {version}, or train anew with `overwrite`",
         )
-
-
-# Fields of recipes that had another name in version 0.2.
-_RENAMED = {"sides": "image_sizes"}
 
 
 def _versions(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,18 @@ def select_device(name: Device = "auto") -> "torch.device":
     return torch.device(name)
 
 
+def use_threads(count: int | None) -> None:
+    """Compute with `count` threads on the CPU; None is PyTorch's choice, one per core."""
+    if count is None:
+        return
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is imported
+        os.environ[name] = str(count)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def select_precision(name: Precision, device: "torch.device") -> Literal["fp32", "bf16", "fp16"]:
     """The named precision; for "auto", the fastest that the hardware supports. Raises UsageError on fp16 on a CPU."""
     if name == "fp16" and device.type == "cpu":

@@ -70,6 +70,7 @@ def evaluate(
         ),
     ] = None,
     device: opt.Device = "auto",
+    threads: opt.Threads = None,  # noqa: ARG001 (its callback does it)
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:

@@ -9,6 +9,7 @@ from cifarctl.cli.completion import complete_data, complete_field, complete_mode
 from cifarctl.cli.output import Output
 from cifarctl.hardware import Device as DeviceName
 from cifarctl.hardware import Precision as PrecisionName
+from cifarctl.hardware import use_threads
 
 DATA_PANEL = "Data"
 MODEL_PANEL = "Model"
@@ -95,6 +96,18 @@ Device = Annotated[
         metavar="NAME",
         help="auto (a CUDA GPU if there is one, else the CPU), cpu, cuda or mps (a Mac's GPU: its results are "
         "unchecked).",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        metavar="N",
+        expose_value=False,
+        callback=use_threads,
+        help="Threads that compute on the CPU. Default: one per core.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

@@ -86,6 +86,7 @@ def predict(
     ] = None,
     show: opt.Show = False,
     device: opt.Device = "auto",
+    threads: opt.Threads = None,  # noqa: ARG001 (its callback does it)
     precision: opt.Precision = "auto",
     quiet: opt.Quiet = False,
 ) -> None:

@@ -59,6 +59,7 @@ def reconstruct(
     ] = None,
     show: opt.Show = False,
     device: opt.Device = "auto",
+    threads: opt.Threads = None,  # noqa: ARG001 (its callback does it)
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:

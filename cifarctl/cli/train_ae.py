@@ -51,6 +51,7 @@ def train_ae(
     print_recipe: opt.PrintRecipe = False,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
+    threads: opt.Threads = None,  # noqa: ARG001 (its callback does it)
     precision: opt.Precision = "auto",
     out: opt.Out = None,
     resume: opt.Resume = False,

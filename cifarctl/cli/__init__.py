@@ -12,8 +12,16 @@ import typer
 
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
-from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, with_options, write_line
-from cifarctl.cli.parsing import Command
+from cifarctl.cli.output import (
+    BROKEN_PIPE,
+    drop_unwritten,
+    is_reader_gone,
+    report_error,
+    with_options,
+    write_line,
+    write_problem,
+)
+from cifarctl.cli.parsing import Command, Group
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
 from cifarctl.cli.train_ae import train_ae
@@ -34,6 +42,7 @@ def _help(command: Callable[..., None]) -> str:
 
 app = typer.Typer(
     name="cifarctl",
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
@@ -72,8 +81,10 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("CIFARCTL_DEBUG", "0") not in ("", "0"):
             raise
-        if isinstance(error, OSError) and is_reader_gone(error) and is_stdout_unread():  # of --help, for one
-            return BROKEN_PIPE
+        if isinstance(error, OSError) and drop_unwritten():  # of --help, for one
+            if is_reader_gone(error):
+                return BROKEN_PIPE
+            error = OSError(error.errno, write_problem(error), "stdout")
         code, message, hint = _explain(error)
         if number := process_number():
             if isinstance(error, Interrupted):  # the first process says so

@@ -114,7 +114,7 @@ def make_console(stream: IO[str]) -> "Console":
 def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> None:
     """A line to stdout (or `stream`), out at once. If the reader has gone, end the program quietly.
 
-    Raises OSError if the line cannot be written for another reason.
+    Raises OSError if the line cannot be written for another reason; it names stdout.
     """
     stream = stream or sys.stdout
     try:
@@ -124,7 +124,14 @@ def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> Non
         _silence(stream)
         if is_reader_gone(error):
             raise typer.Exit(BROKEN_PIPE) from None
+        if stream is sys.stdout:
+            raise OSError(error.errno, write_problem(error), "stdout") from None
         raise
+
+
+def write_problem(error: OSError) -> str:
+    """Why stdout cannot be written, in words."""
+    return "it is closed, and results go there" if error.errno == errno.EBADF else str(error.strerror)
 
 
 def is_reader_gone(error: OSError) -> bool:
@@ -135,8 +142,8 @@ def is_reader_gone(error: OSError) -> bool:
     return error.errno in codes
 
 
-def is_stdout_unread() -> bool:
-    """Whether something is still to be written to stdout and cannot be. It is dropped then."""
+def drop_unwritten() -> bool:
+    """Drop what is still to be written to stdout and cannot be. Return whether there is any."""
     try:
         sys.stdout.flush()
     except OSError:

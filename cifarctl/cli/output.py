@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import typer
 
 from cifarctl.distributed import process_number
-from cifarctl.names import printable
+from cifarctl.names import printable, shortened
 from cifarctl.training.recipes import WITH_OPTIONS, Recipe
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Output:
         if self.quiet:
             return
         try:
-            self.stderr.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            self.stderr.print(printable(shortened(text)), markup=False, highlight=False, soft_wrap=True)
         except OSError as error:
             if not is_reader_gone(error):
                 raise
@@ -178,6 +178,6 @@ def report_error(message: str, hint: str | None = None) -> None:
     for label, text in (("error", message), ("hint", hint)):
         if text:
             try:
-                print(f"{label}: {printable(text)}", file=sys.stderr, flush=True)
+                print(f"{label}: {printable(shortened(text))}", file=sys.stderr, flush=True)
             except OSError:  # nobody hears it; the exit code is left
                 _silence(sys.stderr)

@@ -18,9 +18,16 @@ def printable(name: str) -> str:
     return name if name.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in name)
 
 
+def is_text(name: str) -> bool:
+    """Whether `name` is UTF-8, as names of files need not be."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
 def shortened(text: str) -> str:
     """A message without its middle if it is very long, as one that repeats a value from a hostile file may be."""
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 4 :]}"
+    if len(text) <= _LONGEST_MESSAGE:
+        return text
+    return f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 4 :]}"
 
 
 def spreadsheet_cell(name: str) -> str:

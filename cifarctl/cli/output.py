@@ -3,7 +3,7 @@ it is shown.
 """
 
 import errno
-import json
+import math
 import os
 import re
 import sys
@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import typer
 
 from cifarctl.distributed import process_number
+from cifarctl.files import to_json
 from cifarctl.names import printable, shortened
 from cifarctl.training.recipes import WITH_OPTIONS, Recipe
 
@@ -64,7 +65,12 @@ class Output:
         if not self._speaks:
             return
         if self.json:
-            write_line(json.dumps(value, indent=2))
+            try:
+                text = to_json(value, indent=2)
+            except ValueError:
+                self.status("Some numbers are not finite: they are null in the JSON")
+                text = to_json(_without_nan(value), indent=2)
+            write_line(text)
             return
         console = make_console(sys.stdout)
         with console.capture() as capture:
@@ -90,6 +96,15 @@ class Output:
             redirect_stderr=False,
         ) as progress:
             yield progress
+
+
+def _without_nan(value: Any) -> Any:
+    """`value` with None instead of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_interactive(stream: IO[str]) -> bool:

@@ -194,7 +194,7 @@ class RunDir:
 
     @staticmethod
     def check_unused(path: Path) -> None:
-        """Raise RunDirError if another process uses the folder, or a run cannot have its name. Leaves nothing behind."""
+        """Raise RunDirError if a run cannot have this name, or another process uses the folder. Leaves nothing."""
         _check_name(path)
         check_unused(path)
 

@@ -10,7 +10,15 @@ import pytest
 from support import Cifarctl, Result
 
 COMMANDS = ("", "download", "train-ae", "train-clf", "evaluate", "reconstruct", "predict")
-INNER_WORDS = (r"<[^>]*>", r"list\[", r"Path\]", r"\]\.\.\.\]\.\.\.", r"\{[^}]*\}\.\.\.", r"Optional", r"Value error")
+INNER_WORDS = (
+    r"<[a-z][^>\n]*>",
+    r"list\[",
+    r"Path\]",
+    r"\]\.\.\.\]\.\.\.",
+    r"\{[^}]*\}\.\.\.",
+    "Optional",
+    "Value error",
+)
 VALUES = {
     "download": {("--data", "cifar10|cifar100"), ("--data-dir", "DIR")},
     "train-ae": {("--latent-dim", "N"), ("--set", "FIELD=VALUE"), ("--tensorboard", "Write")},

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 _TEMPORARY_MARK = ".part"  # in the names of files that are being written
+# A full disk, a quota, `ulimit -f`, a broken disk.
+_WRITE_FAILURES = frozenset(getattr(errno, name, -1) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO"))
 _RETRY_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds; Windows' virus scanners and indexers close a file within them
 
 
@@ -53,8 +55,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):  # the error that matters is the first one
             temporary.unlink(missing_ok=True)
-        disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if isinstance(error, OSError) and (disk_is_full or error.filename == str(temporary)):
+        # A failed write names no file, and a failed opening names the temporary one, which says nothing to a user.
+        if isinstance(error, OSError) and (
+            error.filename == str(temporary) or (error.filename is None and error.errno in _WRITE_FAILURES)
+        ):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 

@@ -9,12 +9,25 @@ import re
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # on Windows, where `:` would write into a hidden stream of another file
+_LONGEST_MESSAGE = 2000  # characters
 _FILE_NAME_BYTES = 180  # of at most 255, since callers add to the name
 
 
 def printable(name: str) -> str:
     """`name` on one line, with invisible characters escaped: `\\n`, `\\x1b`, `\\u202e`, and `\\xe9` for a raw byte."""
     return name if name.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def is_text(name: str) -> bool:
+    """Whether `name` is UTF-8, as names of files need not be."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def shortened(text: str) -> str:
+    """A message without its middle if it is very long, as one that repeats a value from a hostile file may be."""
+    if len(text) <= _LONGEST_MESSAGE:
+        return text
+    return f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 4 :]}"
 
 
 def spreadsheet_cell(name: str) -> str:

@@ -20,6 +20,7 @@ from cifarctl.errors import WeightsError
 from cifarctl.files import PRETRAINED, save_tensors, to_json
 from cifarctl.hardware import memory_format
 from cifarctl.models.base import Autoencoder, Classifier, Model
+from cifarctl.names import is_text
 from cifarctl.version import __version__
 
 _FORMAT = "1"
@@ -101,6 +102,8 @@ def load_autoencoder(path: Path, device: torch.device) -> tuple[Autoencoder, Mod
 
 def read_info(path: Path) -> ModelInfo:
     """Read and check the file's metadata, but not its tensors. Raises WeightsError."""
+    if not is_text(str(path)):
+        raise WeightsError(f"{path}: its name is not UTF-8, and safetensors cannot open such a file", hint="rename it")
     try:
         with safe_open(path, framework="pt") as file:
             return _parse(path, file.metadata() or {})

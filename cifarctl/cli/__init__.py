@@ -3,8 +3,10 @@
 import gc
 import inspect
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 
@@ -12,8 +14,16 @@ import typer
 
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
-from cifarctl.cli.output import BROKEN_PIPE, is_reader_gone, is_stdout_unread, report_error, with_options, write_line
-from cifarctl.cli.parsing import Command
+from cifarctl.cli.output import (
+    BROKEN_PIPE,
+    drop_unwritten,
+    is_reader_gone,
+    report_error,
+    with_options,
+    write_line,
+    write_problem,
+)
+from cifarctl.cli.parsing import Command, Group
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
 from cifarctl.cli.train_ae import train_ae
@@ -34,6 +44,7 @@ def _help(command: Callable[..., None]) -> str:
 
 app = typer.Typer(
     name="cifarctl",
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
@@ -72,8 +83,11 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("CIFARCTL_DEBUG", "0") not in ("", "0"):
             raise
-        if isinstance(error, OSError) and is_reader_gone(error) and is_stdout_unread():  # of --help, for one
-            return BROKEN_PIPE
+        if isinstance(error, OSError) and drop_unwritten():  # of --help, for one
+            if is_reader_gone(error):
+                return BROKEN_PIPE
+            if error.filename is None:
+                error = OSError(error.errno, write_problem(error), "stdout")
         code, message, hint = _explain(error)
         if number := process_number():
             if isinstance(error, Interrupted):  # the first process says so
@@ -107,6 +121,13 @@ def _explain(error: Exception) -> tuple[int, str, str | None]:
     return 1, f"internal error: {type(error).__name__}: {error}", "CIFARCTL_DEBUG=1 shows where; please report it"
 
 
+def _silence_libraries() -> None:
+    """Keep libraries' remarks, such as Matplotlib's about a home that cannot be written, from stderr: it is ours."""
+    logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what no handler takes
+    if not sys.warnoptions:  # -W and PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+
+
 def main() -> None:
     """The console script."""
     # Read when torch is imported: large tensors on huge pages, so that fresh memory costs 512 times fewer page faults.
@@ -120,6 +141,7 @@ def main() -> None:
         # a classifier trained at a sixth of the speed of idle ones, and with this at half. Idle ones lose nothing.
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     reuse_memory()
+    _silence_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")

@@ -3,7 +3,7 @@ it is shown.
 """
 
 import errno
-import json
+import math
 import os
 import re
 import sys
@@ -16,7 +16,8 @@ from typing import IO, TYPE_CHECKING, Any
 import typer
 
 from cifarctl.distributed import process_number
-from cifarctl.names import printable
+from cifarctl.files import to_json
+from cifarctl.names import printable, shortened
 from cifarctl.training.recipes import WITH_OPTIONS, Recipe
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Output:
         if self.quiet:
             return
         try:
-            self.stderr.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            self.stderr.print(printable(shortened(text)), markup=False, highlight=False, soft_wrap=True)
         except OSError as error:
             if not is_reader_gone(error):
                 raise
@@ -64,7 +65,12 @@ class Output:
         if not self._speaks:
             return
         if self.json:
-            write_line(json.dumps(value, indent=2))
+            try:
+                text = to_json(value, indent=2)
+            except ValueError:
+                self.status("Some numbers are not finite: they are null in the JSON")
+                text = to_json(_without_nan(value), indent=2)
+            write_line(text)
             return
         console = make_console(sys.stdout)
         with console.capture() as capture:
@@ -92,6 +98,15 @@ class Output:
             yield progress
 
 
+def _without_nan(value: Any) -> Any:
+    """`value` with None instead of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def is_interactive(stream: IO[str]) -> bool:
     """True if `stream` is a terminal that may get colours and redrawing."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -114,7 +129,7 @@ def make_console(stream: IO[str]) -> "Console":
 def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> None:
     """A line to stdout (or `stream`), out at once. If the reader has gone, end the program quietly.
 
-    Raises OSError if the line cannot be written for another reason.
+    Raises OSError if the line cannot be written for another reason; it names stdout.
     """
     stream = stream or sys.stdout
     try:
@@ -124,7 +139,14 @@ def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> Non
         _silence(stream)
         if is_reader_gone(error):
             raise typer.Exit(BROKEN_PIPE) from None
+        if stream is sys.stdout:
+            raise OSError(error.errno, write_problem(error), "stdout") from None
         raise
+
+
+def write_problem(error: OSError) -> str:
+    """Why stdout cannot be written, in words."""
+    return "it is closed, and results go there" if error.errno == errno.EBADF else str(error.strerror)
 
 
 def is_reader_gone(error: OSError) -> bool:
@@ -135,8 +157,8 @@ def is_reader_gone(error: OSError) -> bool:
     return error.errno in codes
 
 
-def is_stdout_unread() -> bool:
-    """Whether something is still to be written to stdout and cannot be. It is dropped then."""
+def drop_unwritten() -> bool:
+    """Drop what is still to be written to stdout and cannot be. Return whether there is any."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -171,6 +193,6 @@ def report_error(message: str, hint: str | None = None) -> None:
     for label, text in (("error", message), ("hint", hint)):
         if text:
             try:
-                print(f"{label}: {printable(text)}", file=sys.stderr, flush=True)
+                print(f"{label}: {printable(shortened(text))}", file=sys.stderr, flush=True)
             except OSError:  # nobody hears it; the exit code is left
                 _silence(sys.stderr)

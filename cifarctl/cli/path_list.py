@@ -1,6 +1,7 @@
 """Names of files on stdin, as `find`, `find -print0` and the editors and shells of several systems write them."""
 
 import codecs
+import errno
 import io
 import sys
 from collections.abc import Callable, Iterator
@@ -56,8 +57,11 @@ def _decoded(name: bytes) -> str:
 
 def _chunks(stream: BinaryIO) -> Iterator[bytes]:
     read = stream.read1 if isinstance(stream, io.BufferedReader) else stream.read  # what there is, without waiting
-    while chunk := read(65536):
-        yield chunk
+    try:
+        while chunk := read(65536):
+            yield chunk
+    except OSError as error:  # of a caller's `<&-`, for one
+        raise OSError(error.errno, "it is closed" if error.errno == errno.EBADF else error.strerror, "stdin") from None
 
 
 def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:

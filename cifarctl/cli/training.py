@@ -254,6 +254,10 @@ def recipe_overrides(assignments: list[str] | None, **values: Any) -> dict[str, 
         fields, key = (overrides.setdefault("model", {}), field) if group == "model" and field else (overrides, name)
         if not isinstance(fields, dict):
             raise UsageError(f"--set {assignment}: model is set to {fields!r} besides", hint="leave that out")
+        if key in fields and values.get(name) is not None:
+            raise UsageError(
+                f"--set {assignment}: --{name.replace('_', '-')} is given too", hint="leave one of them out"
+            )
         if key in fields:
             raise UsageError(f"--set {assignment}: {name} is set twice")
         fields[key] = _value(text)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,14 +58,22 @@ class DownloadedArchive(DataKind):
 
 
 def data_dir(chosen: Path | None = None) -> Path:
-    """The data folder: `chosen`, else $CIFARCTL_DATA_DIR, else in the user's cache folder."""
+    """The data folder: `chosen`, else $CIFARCTL_DATA_DIR, else in the user's cache folder. Raises DataError if the user
+    has none.
+    """
     if chosen is not None:
         return chosen
     if from_environment := os.environ.get("CIFARCTL_DATA_DIR"):
         return Path(from_environment)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("cifarctl", appauthor=False))
+    with suppress(RuntimeError):
+        folder = Path(platformdirs.user_cache_dir("cifarctl", appauthor=False))
+        if folder.is_absolute():  # older platformdirs answer "~/.cache", a folder of that name
+            return folder
+    raise DataError(
+        "no data folder: this user has no home folder", hint="`data_dir` or the variable CIFARCTL_DATA_DIR names one"
+    )
 
 
 def data_file_path(name: str, folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """One run's folder: what is in it, whether it may be written, and how a new run takes the place of an old one."""
 
+import errno
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cifarctl import weights
 from cifarctl.errors import RunDirError
 from cifarctl.files import move_file, remove_temporary, to_json, write_text
+from cifarctl.names import is_text
 from cifarctl.training.checkpoint import Checkpoint, Record
 from cifarctl.training.run_files import EVENTS, FILES, check_ours, is_log_of_ours
 from cifarctl.training.run_lock import RunLock, check_unused
@@ -29,6 +32,7 @@ class RunDir:
     """
 
     def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False, numbered: bool = False) -> None:
+        _check_name(path)
         self.path = path
         self._is_new = self._has_staged_anew = False
         self._lock: RunLock | None = None
@@ -190,7 +194,8 @@ class RunDir:
 
     @staticmethod
     def check_unused(path: Path) -> None:
-        """Raise RunDirError if another process uses the folder. Leaves nothing behind."""
+        """Raise RunDirError if a run cannot have this name, or another process uses the folder. Leaves nothing."""
+        _check_name(path)
         check_unused(path)
 
     def check_checkpoint(self) -> None:
@@ -290,3 +295,18 @@ def read_history(model: Path) -> list[Record]:
         return [{name: float(value) for name, value in record.items()} for record in records]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunDirError(f"{path}: cannot be read ({error})") from None
+
+
+def _check_name(path: Path) -> None:
+    """Raise RunDirError if a run cannot be written to a folder of this name, or not be read from there."""
+    hint = "`out` takes another folder"
+    if not is_text(str(path)):
+        raise RunDirError(f"{path}: not UTF-8, so that its weights could not be read", hint=hint)
+    try:
+        is_link = stat.S_ISLNK(path.lstat().st_mode)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise RunDirError(f"{path}: {error.strerror}", hint=hint) from None
+        return  # there is none yet
+    if is_link and not path.exists():
+        raise RunDirError(f"{path}: a link to {path.readlink()}, which does not exist", hint=f"make it, or {hint}")

@@ -10,9 +10,11 @@ import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
+from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import UsageError
 from cifarctl.names import portable_name
+from cifarctl.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +89,7 @@ def evaluate(
     from cifarctl.cli.measure import find_models
     from cifarctl.cli.thresholds import parse_thresholds
     from cifarctl.hardware import select_device
+    from cifarctl.training.signals import raised_signals
 
     output = Output(json=json, quiet=quiet)
     thresholds = parse_thresholds(fail_under)
@@ -99,14 +102,20 @@ def evaluate(
     _prepare_data(models, splits, output, offline=offline, allow_changed=allow_changed_data)
     chosen_device = local_device(select_device(device))
     opt.remark_unproven(device, output)
-    with join_ranks(chosen_device) as ranks:
+    with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
         if not ranks.is_main:
             plots = report = None
         measured = _measure_all(
-            models, splits, output, chosen_device, ranks, tta=tta, plots=plots, has_report=report is not None
+            models, splits, output, line, chosen_device, ranks, tta=tta, plots=plots, has_report=report is not None
         )
+        differences = _differences(measured)
+        if report:
+            from cifarctl.report import write_report
+
+            line.show(Progress("Writing the report"))
+            write_report(report, [one.section for one in measured if one.section], differences)
     if ranks.is_main:
-        _show(measured, output, plots, report)
+        _show(measured, differences, output, plots, report)
         _fail_below([one.result for one in measured], thresholds)
 
 
@@ -134,6 +143,7 @@ def _measure_all(
     models: "Sequence[ModelOnData]",
     splits: "Sequence[Split]",
     output: Output,
+    line: ProgressLine,
     device: "torch.device",
     ranks: Ranks,
     *,
@@ -147,30 +157,40 @@ def _measure_all(
 
     count = len(models) * len(splits)
     report_images = _REPORT_IMAGES // count if has_report else 0
-    measured = []
+    measured: list[Measured] = []
     for split in splits:
         for number, model in enumerate(models):
             figures = plots
             if count > 1:
                 output.status(f"Measuring {model_name(str(model.path))} on {split} …")
                 figures = plots and _figure_folder(plots, number, model.source.name, split)
+                line.prefix = f"{len(measured) + 1} of {count}: "
+            line.show(Progress(f"Reading {split} of {model.source.name}"))
             images = model.source.load(split).to(device)
-            measured.append(measure(model, split, images, MeasureOptions(tta, figures, report_images, ranks)))
+            wanted = MeasureOptions(tta, figures, report_images, ranks, line.show)
+            measured.append(measure(model, split, images, wanted))
     return measured
 
 
-def _show(measured: "Sequence[Measured]", output: Output, plots: Path | None, report: Path | None) -> None:
-    """Give the results, with the differences between models on the same split, and write the report."""
+def _differences(measured: "Sequence[Measured]") -> list[dict[str, Any]]:
+    """Those between models on the same split."""
     from cifarctl.cli.measure import difference
+
+    pairs = combinations(measured, 2)
+    return [difference(*pair) for pair in pairs if pair[0].result["split"] == pair[1].result["split"]]
+
+
+def _show(
+    measured: "Sequence[Measured]",
+    differences: Sequence[dict[str, Any]],
+    output: Output,
+    plots: Path | None,
+    report: Path | None,
+) -> None:
+    """Give the results, and say where files were written."""
     from cifarctl.cli.tables import comparison_table, difference_line
 
     results = [one.result for one in measured]
-    pairs = combinations(measured, 2)
-    differences = [difference(*pair) for pair in pairs if pair[0].result["split"] == pair[1].result["split"]]
-    if report:
-        from cifarctl.report import write_report
-
-        write_report(report, [one.section for one in measured if one.section], differences)
     if len(results) > 1:
         lines = "\n".join(difference_line(pair) for pair in differences)
         output.result(

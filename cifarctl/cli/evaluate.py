@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from cifarctl.cli import options as opt
+from cifarctl.cli.completion import complete_model
 from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.distributed import Ranks, join_ranks, local_device
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cifarctl.cli.measure import Measured, ModelOnData
+    from cifarctl.cli.runs import Run
     from cifarctl.cli.thresholds import Threshold
-    from cifarctl.data import Split
+    from cifarctl.data import Source, Split
+    from cifarctl.hardware import Device
 
 BELOW_THRESHOLD = 3
 _REPORT_IMAGES = 1200  # of all sections: at 3 KB each, the page stays under 5 MB
@@ -30,6 +34,14 @@ SplitName = StrEnum("SplitName", ["train", "val", "test"])  # `data.Split`: type
 
 
 def evaluate(
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            autocompletion=complete_model,
+            help="More models, as a shell writes for -m runs/*: all are shown in one table.",
+        ),
+    ] = None,
     model: opt.ModelPaths = None,
     data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
@@ -71,6 +83,15 @@ def evaluate(
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = None,
+    stored: Annotated[
+        bool,
+        typer.Option(
+            "--stored",
+            metavar="",
+            help="Measure nothing: show what training measured on its test split, in one table.",
+            rich_help_panel=opt.OUTPUT_PANEL,
+        ),
+    ] = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,  # noqa: ARG001 (its callback does it)
     json: opt.Json = False,
@@ -81,12 +102,17 @@ def evaluate(
     Several models of a kind are compared on the same images, with the difference's interval and p-value. Macro F1 and
     balanced accuracy are means over the classes that have images in the split; a class without any shows "–".
 
+    A folder of runs gives one table, the best run first, with each run's state; the exit code is 1 if one of them
+    cannot be measured.
+
     Examples:
       cifarctl evaluate -m runs/clf --report report.html
       cifarctl evaluate -m runs/clf --fail-under accuracy=0.9
       cifarctl evaluate -m runs/a -m runs/b
+      cifarctl evaluate -m runs
     """
     from cifarctl.cli.measure import find_models
+    from cifarctl.cli.runs import holds_runs, prepare_runs
     from cifarctl.cli.thresholds import parse_thresholds
     from cifarctl.hardware import select_device
     from cifarctl.training.signals import raised_signals
@@ -95,7 +121,31 @@ def evaluate(
     thresholds = parse_thresholds(fail_under)
     _check_targets(plots, report)
     splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
-    models = find_models(model or [None], splits, data, data_dir, tta=tta)
+    references = [*(model or ()), *(more or ())]
+    if stored or (more and len(references) > 1) or any(map(holds_runs, references)):
+        refused: dict[str, object] = {
+            "--plots": plots,
+            "--report": report,
+            "--tta": stored and tta,
+            "--data": stored and data,
+        }
+        refused |= {"--split": len(splits) > 1 or (stored and split), "--fail-under": stored and thresholds}
+        for name in (name for name, value in refused.items() if value):
+            raise UsageError(
+                f"{name}: not for a table of runs{' as they are stored' * stored}", hint="one -m per model"
+            )
+        prepare = partial(
+            prepare_runs,
+            split=splits[0],
+            data=data,
+            data_dir=data_dir,
+            output=output,
+            offline=offline,
+            allow_changed=allow_changed_data,
+        )
+        _tabulate(references or [None], prepare, splits[0], output, device, thresholds, tta=tta, stored=stored)
+        return
+    models = find_models(references or [None], splits, data, data_dir, tta=tta)
     for each in models:
         for threshold in thresholds:
             threshold.check_applies(each.info.kind, len(each.info.classes or ()), each.path)
@@ -117,6 +167,51 @@ def evaluate(
     if ranks.is_main:
         _show(measured, differences, output, plots, report)
         _fail_below([one.result for one in measured], thresholds)
+
+
+def _tabulate(
+    references: Sequence[Path | None],
+    prepare: "Callable[[Sequence[Run]], list[tuple[Run, Source]]]",
+    split: "Split",
+    output: Output,
+    device: "Device",
+    thresholds: "Sequence[Threshold]",
+    *,
+    tta: bool,
+    stored: bool,
+) -> None:
+    """Measure many runs, or take what is stored, and give one table. What cannot be measured is a row with its reason,
+    and ends the program with 1.
+    """
+    from cifarctl.cli.runs import best_first, find_runs, measure_runs, take_stored
+    from cifarctl.cli.tables import runs_table
+    from cifarctl.hardware import select_device
+    from cifarctl.training.signals import raised_signals
+
+    runs = find_runs(references)
+    for run in runs:
+        if run.info:
+            if tta and run.info.kind != "classifier":
+                raise UsageError(f"--tta: test-time augmentation is for classifiers, and {run.path} is an autoencoder")
+            for threshold in thresholds:
+                threshold.check_applies(run.info.kind, len(run.info.classes or ()), run.path)
+    if stored:
+        take_stored(runs)
+    else:
+        ready = prepare(runs)
+        chosen_device = local_device(select_device(device))
+        opt.remark_unproven(device, output)
+        with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
+            measure_runs(ready, split, chosen_device, ranks, line, tta=tta)
+        if not ranks.is_main:
+            return
+    rows = [run.row for run in best_first(runs)]
+    output.result({"results": rows}, lambda: runs_table(rows))
+    _fail_below([row for row in rows if "metrics" in row], thresholds)
+    # An unfinished run has nothing stored yet, which is no failure.
+    if failed := [row for row in rows if "error" in row and not (stored and row["state"] in ("unfinished", "running"))]:
+        report_error(f"{len(failed)} of {len(rows)} could not be {'read' if stored else 'measured'}")
+        raise typer.Exit(1)
 
 
 def _check_targets(plots: Path | None, report: Path | None) -> None:

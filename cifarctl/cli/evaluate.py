@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cifarctl.hardware import Device
 
 BELOW_THRESHOLD = 3
+_ONE_BY_ONE = "name a model with -m, or several, each with its own -m"
 _REPORT_IMAGES = 1200  # of all sections: at 3 KB each, the page stays under 5 MB
 SplitName = StrEnum("SplitName", ["train", "val", "test"])  # `data.Split`: typer takes no list of Literal
 
@@ -123,17 +124,11 @@ def evaluate(
     splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
     references = [*(model or ()), *(more or ())]
     if stored or (more and len(references) > 1) or any(map(holds_runs, references)):
-        refused: dict[str, object] = {
-            "--plots": plots,
-            "--report": report,
-            "--tta": stored and tta,
-            "--data": stored and data,
-        }
-        refused |= {"--split": len(splits) > 1 or (stored and split), "--fail-under": stored and thresholds}
-        for name in (name for name, value in refused.items() if value):
-            raise UsageError(
-                f"{name}: not for a table of runs{' as they are stored' * stored}", hint="one -m per model"
-            )
+        refused = {"--plots": bool(plots), "--report": bool(report), "--split": len(splits) > 1}
+        if stored:
+            refused |= {"--tta": tta, "--data": bool(data), "--split": bool(split), "--fail-under": bool(thresholds)}
+        for name in (name for name, is_given in refused.items() if is_given):
+            raise UsageError(f"{name}: not for a table of {'stored' if stored else 'several'} runs", hint=_ONE_BY_ONE)
         prepare = partial(
             prepare_runs,
             split=splits[0],

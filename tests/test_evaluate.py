@@ -349,7 +349,7 @@ class TestComparison:
 
 @pytest.fixture(scope="module")
 def runs(
-    self, tmp_path_factory: pytest.TempPathFactory, classifier_run: Path, other_run: Path, autoencoder_run: Path
+    tmp_path_factory: pytest.TempPathFactory, classifier_run: Path, other_run: Path, autoencoder_run: Path
 ) -> Path:
     """Two classifiers and an autoencoder that have finished, an unfinished run, a damaged one, and no run."""
     folder = tmp_path_factory.mktemp("folder") / "runs"

@@ -17,6 +17,7 @@ from cifarctl.metrics import AutoencoderMetrics, ClassifierMetrics, measure_auto
 from cifarctl.model_outputs import ClassMetrics, Predictions, Reconstructions
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.models.pca import pca_reconstruct
+from cifarctl.progress import OnEvent, Progress, ignore
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,14 @@ def require_classes(known: tuple[str, ...], found: tuple[str, ...], model: objec
 
 
 def evaluate_classifier(
-    model: Classifier, data: Dataset, *, tta: bool = False, ranks: Ranks = ALONE
+    model: Classifier, data: Dataset, *, tta: bool = False, ranks: Ranks = ALONE, on_event: OnEvent = ignore
 ) -> ClassifierReport:
-    """Measure `model` on `data`. tta: average over six views of each image. Several `ranks` share out the images."""
+    """Measure `model` on `data`. tta: average over six views of each image. Several `ranks` share out the images.
+
+    on_event: called with a Progress after each batch.
+    """
     started = time.perf_counter()
-    logits = predict_logits(model, data.images, tta=tta, ranks=ranks).cpu()
+    logits = predict_logits(model, data.images, tta=tta, ranks=ranks, on_event=on_event).cpu()
     seconds = time.perf_counter() - started
 
     predictions = Predictions(logits, data.labels.cpu(), data.classes)
@@ -79,16 +83,20 @@ def evaluate_classifier(
 
 
 def evaluate_autoencoder(
-    model: Autoencoder, data: Dataset, train_images: Tensor, *, ranks: Ranks = ALONE
+    model: Autoencoder, data: Dataset, train_images: Tensor, *, ranks: Ranks = ALONE, on_event: OnEvent = ignore
 ) -> AutoencoderReport:
     """Measure `model` on `data`, and PCA fitted on `train_images`, uint8 (M, 3, 32, 32), beside it. Several `ranks`
     share out the images.
+
+    on_event: called with a Progress after each batch, and before each longer computation.
     """
     started = time.perf_counter()
-    reconstructions = reconstruct(model, data.images, ranks=ranks)
+    reconstructions = reconstruct(model, data.images, ranks=ranks, on_event=on_event)
     seconds = time.perf_counter() - started
 
+    on_event(Progress(f"Computing PCA of {len(train_images):,} training images"))
     pca_outputs = pca_reconstruct(train_images, data.images, model.latent_dim)
     images = Reconstructions(to_float(data.images), reconstructions, pca_outputs, model.latent_dim)
+    on_event(Progress("Computing the metrics"))
     metrics = measure_autoencoder(images)
     return AutoencoderReport(len(data), metrics, len(data) / seconds, reconstructions.cpu(), images.image_psnr.cpu())

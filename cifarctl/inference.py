@@ -13,6 +13,7 @@ from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import WeightsError
 from cifarctl.hardware import Precision, autocast
 from cifarctl.models.base import Autoencoder, Classifier, Model
+from cifarctl.progress import OnEvent, Progress, ignore
 
 # Images per batch. On a CPU enough to fill the matrix units, but few enough for the activations to stay in the caches;
 # on a GPU so many that starting kernels, and waiting for each batch's check, takes next to no time.
@@ -30,6 +31,7 @@ def predict_logits(
     batch_size: int | None = None,
     ranks: Ranks = ALONE,
     calibrate: bool = True,
+    on_event: OnEvent = ignore,
 ) -> Tensor:
     """Images uint8 (N, 3, 32, 32) -> logits, float32 (N, classes). Several `ranks` share the work.
 
@@ -37,6 +39,7 @@ def predict_logits(
     tta: if the likeliest class has less than 95 % of the probability, average the logits of six views
     (`views`). Leaving out the others is an idea of the later airbench94 records.
     calibrate: False gives the logits as the model was trained to give them.
+    on_event: called with a Progress after each batch.
     """
 
     def uncalibrated(images: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ def predict_logits(
                     logits[unsure] += weight * of_view
         return model.calibrated(logits) if calibrate else logits
 
-    return _in_batches(model, one_batch, images, precision, batch_size, ranks)
+    return _in_batches(model, one_batch, images, precision, batch_size, ranks, on_event, "Classifying")
 
 
 def compute_features(
@@ -97,14 +100,29 @@ def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[
     ]
 
 
-def reconstruct(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32", ranks: Ranks = ALONE) -> Tensor:
-    """Images uint8 (N, 3, 32, 32) -> their reconstructions, float32 in [0, 1]. Several `ranks` share the work."""
-    return _in_batches(model, lambda batch: model(to_float(batch)), images, precision, ranks=ranks)
+def reconstruct(
+    model: Autoencoder,
+    images: Tensor,
+    *,
+    precision: Precision = "fp32",
+    ranks: Ranks = ALONE,
+    on_event: OnEvent = ignore,
+) -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> their reconstructions, float32 in [0, 1]. Several `ranks` share the work.
+
+    on_event: called with a Progress after each batch.
+    """
+    work = "Reconstructing"
+    return _in_batches(model, lambda batch: model(to_float(batch)), images, precision, None, ranks, on_event, work)
 
 
-def encode(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32") -> Tensor:
-    """Images uint8 (N, 3, 32, 32) -> latents, float32 (N, latent_dim)."""
-    return _in_batches(model, lambda batch: model.encode(to_float(batch)), images, precision)
+def encode(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32", on_event: OnEvent = ignore) -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> latents, float32 (N, latent_dim). on_event: as for `reconstruct`."""
+
+    def encoded(batch: Tensor) -> Tensor:
+        return model.encode(to_float(batch))
+
+    return _in_batches(model, encoded, images, precision, on_event=on_event, work="Encoding")
 
 
 def decode(model: Autoencoder, latents: Tensor, *, precision: Precision = "fp32") -> Tensor:
@@ -119,8 +137,18 @@ def _in_batches(
     precision: Precision,
     batch_size: int | None = None,
     ranks: Ranks = ALONE,
+    on_event: OnEvent = ignore,
+    work: str = "",
 ) -> Tensor:
-    return ranks.mapped(inputs, lambda part: torch.cat(list(_batches(model, function, part, precision, batch_size))))
+    def of_part(part: Tensor) -> Tensor:
+        done, outputs = 0, []
+        on_event(Progress(work, done, len(part)))
+        for output in _batches(model, function, part, precision, batch_size):
+            outputs.append(output)
+            on_event(Progress(work, done := done + len(output), len(part)))
+        return torch.cat(outputs)
+
+    return ranks.mapped(inputs, of_part)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from cifarctl.data.dataset import to_float
 from cifarctl.inference import decode, encode
 from cifarctl.model_outputs import psnr
 from cifarctl.models.base import Autoencoder
+from cifarctl.progress import OnEvent, Progress, ignore
 
 _QUALITIES = (2, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90)
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -29,16 +30,21 @@ class RateDistortionPoint:
     psnr: float
 
 
-def measure_rate_distortion(model: Autoencoder, images: Tensor, training_images: Tensor) -> list[RateDistortionPoint]:
+def measure_rate_distortion(
+    model: Autoencoder, images: Tensor, training_images: Tensor, *, on_event: OnEvent = ignore
+) -> list[RateDistortionPoint]:
     """The autoencoder's quantised latents, JPEG and WebP at several rates on the same uint8 (N, 3, 32, 32).
 
     Each latent is rounded to equal steps between its extremes on `training_images`, uint8 (M, 3, 32, 32), and not
     entropy-coded: a vector of 256 takes 256 bytes at 8 bits. Of the codecs' files, only the coded pixels count: not the
     headers, tables and containers, which a file format for 32×32 images would not repeat.
+
+    on_event: called with a Progress after each batch that is encoded, and before each kind of codec.
     """
-    known, latents = encode(model, training_images), encode(model, images)
+    known, latents = encode(model, training_images, on_event=on_event), encode(model, images)
     low, high = known.amin(0), known.amax(0)
     points = []
+    on_event(Progress("Quantising the latents"))
     for bits in _BITS:
         step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
         indices = ((latents - low) / step).round().clamp(0, 2**bits - 1)
@@ -47,6 +53,7 @@ def measure_rate_distortion(model: Autoencoder, images: Tensor, training_images:
         points.append(RateDistortionPoint("latents", bits, model.latent_dim * bits / 8, psnr(mse).item()))
     arrays = images.cpu().permute(0, 2, 3, 1).numpy()
     for codec in ("jpeg", "webp"):
+        on_event(Progress(f"Compressing {len(images):,} images as {codec.upper()}"))
         points += [_codec_point(codec, quality, arrays) for quality in _QUALITIES]
     return points
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from statistics import NormalDist
 
@@ -344,3 +345,76 @@ class TestComparison:
         assert found.p_value == pytest.approx(2 * (1 - NormalDist().cdf(abs(z))), rel=1e-6)
         assert found.ci95[0] == pytest.approx(found.difference - 1.959964 * d.std().item() / 20)
         assert compare_psnr(first, first).p_value == 1.0
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, classifier_run: Path, other_run: Path, autoencoder_run: Path
+) -> Path:
+    """Two classifiers and an autoencoder that have finished, an unfinished run, a damaged one, and no run."""
+    folder = tmp_path_factory.mktemp("folder") / "runs"
+    for name, run in (("clf", classifier_run), ("mlp", other_run), ("ae", autoencoder_run)):
+        shutil.copytree(run, folder / name)
+    for name in ("half", "broken"):
+        shutil.copytree(other_run, folder / name)
+    (folder / "half" / "model.safetensors").unlink()
+    (folder / "half" / "summary.json").unlink()
+    (folder / "broken" / "model.safetensors").write_bytes(b"no model")
+    (folder / "notes").mkdir()
+    return folder
+
+
+class TestRuns:
+    """A folder of runs, or several models as a shell expands runs/*: one table."""
+
+    def test_each_is_a_row_with_its_state_and_the_best_comes_first(self, cifarctl: Cifarctl, runs: Path) -> None:
+        done = cifarctl("evaluate", "-m", runs, "--json")
+        assert done.code == 1
+        assert done.error == "error: 2 of 5 could not be measured"
+        rows = {Path(row["model"].removesuffix("/model.safetensors")).name: row for row in done.json["results"]}
+        assert {name: row["state"] for name, row in rows.items()} == {
+            "ae": "finished",
+            "clf": "finished",
+            "mlp": "finished",
+            "half": "unfinished",
+            "broken": "damaged",
+        }
+        assert "not a safetensors file" in rows["broken"]["error"]
+        assert (rows["mlp"]["arch"], rows["mlp"]["epochs"], rows["mlp"]["seed"]) == ("mlp", 2, 0)
+        measured = [row["metrics"]["accuracy"] for row in done.json["results"] if "accuracy" in row.get("metrics", ())]
+        assert measured == sorted(measured, reverse=True)
+        alone = cifarctl("evaluate", "-m", runs / "mlp", "--json").json
+        assert rows["mlp"]["metrics"] == alone["metrics"]
+
+    def test_what_a_shell_makes_of_a_star_is_the_same(self, cifarctl: Cifarctl, runs: Path) -> None:
+        done = cifarctl("evaluate", "--json", "-m", *sorted(runs.iterdir()))
+        rows = done.json["results"]
+        assert (done.code, len(rows)) == (1, 6)
+        (notes,) = [row for row in rows if row["state"] == "no run"]
+        assert "a folder without model.safetensors" in notes["error"]
+        good = cifarctl("evaluate", "-m", runs / "clf", runs / "mlp")
+        assert (good.code, "mlp" in good.out) == (0, True)
+
+    @pytest.mark.parametrize("columns", [40, 80])
+    def test_what_is_stored_is_shown_without_measuring_and_fits(
+        self, cifarctl: Cifarctl, runs: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.chdir(runs.parent)
+        done = cifarctl("evaluate", "-m", "runs", "--stored")
+        assert done.error == "error: 1 of 5 could not be read"  # that a run has not finished is no failure
+        accuracy = json.loads((runs / "clf" / "summary.json").read_text())["test"]["accuracy"]
+        (row,) = [line for line in done.out.splitlines() if line.startswith(" runs/clf ")]
+        assert f"{accuracy:.2%}" in row
+        assert max(map(len, done.out.splitlines())) <= columns
+
+    @pytest.mark.parametrize("option", [("--report", "r.html"), ("--stored", "--tta"), ("--split", "val", "--stored")])
+    def test_what_a_table_cannot_have_is_refused(self, cifarctl: Cifarctl, runs: Path, option: tuple[str, ...]) -> None:
+        done = cifarctl("evaluate", "-m", runs, *option)
+        assert done.code == 2
+        assert "not for a table" in done.error
+
+    def test_a_threshold_is_for_all_of_them(self, cifarctl: Cifarctl, runs: Path) -> None:
+        done = cifarctl("evaluate", runs / "clf", runs / "mlp", "--fail-under", "accuracy=1.01")
+        assert done.code == 3
+        assert str(runs / "mlp") in done.error

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -9,25 +10,39 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from cifarctl.cli import options as opt
+from cifarctl.cli.completion import complete_model
 from cifarctl.cli.output import Output, report_error
+from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import UsageError
 from cifarctl.names import portable_name
+from cifarctl.progress import Progress
 
 if TYPE_CHECKING:
     import torch
     from rich.console import RenderableType
 
     from cifarctl.cli.measure import Measured, ModelOnData
+    from cifarctl.cli.runs import Run
     from cifarctl.cli.thresholds import Threshold
-    from cifarctl.data import Split
+    from cifarctl.data import Source, Split
+    from cifarctl.hardware import Device
 
 BELOW_THRESHOLD = 3
+_ONE_BY_ONE = "name a model with -m, or several, each with its own -m"
 _REPORT_IMAGES = 1200  # of all sections: at 3 KB each, the page stays under 5 MB
 SplitName = StrEnum("SplitName", ["train", "val", "test"])  # `data.Split`: typer takes no list of Literal
 
 
 def evaluate(
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            autocompletion=complete_model,
+            help="More models, as a shell writes for -m runs/*: all are shown in one table.",
+        ),
+    ] = None,
     model: opt.ModelPaths = None,
     data: opt.ModelsData = None,
     data_dir: opt.DataDir = None,
@@ -69,6 +84,15 @@ def evaluate(
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = None,
+    stored: Annotated[
+        bool,
+        typer.Option(
+            "--stored",
+            metavar="",
+            help="Measure nothing: show what training measured on its test split, in one table.",
+            rich_help_panel=opt.OUTPUT_PANEL,
+        ),
+    ] = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,  # noqa: ARG001 (its callback does it)
     json: opt.Json = False,
@@ -79,35 +103,110 @@ def evaluate(
     Several models of a kind are compared on the same images, with the difference's interval and p-value. Macro F1 and
     balanced accuracy are means over the classes that have images in the split; a class without any shows "–".
 
+    A folder of runs gives one table, the best run first, with each run's state; the exit code is 1 if one of them
+    cannot be measured.
+
     Examples:
       cifarctl evaluate -m runs/clf --report report.html
       cifarctl evaluate -m runs/clf --fail-under accuracy=0.9
       cifarctl evaluate -m runs/a -m runs/b
+      cifarctl evaluate -m runs
     """
     from cifarctl.cli.measure import find_models
+    from cifarctl.cli.runs import holds_runs, prepare_runs
     from cifarctl.cli.thresholds import parse_thresholds
     from cifarctl.hardware import select_device
+    from cifarctl.training.signals import raised_signals
 
     output = Output(json=json, quiet=quiet)
     thresholds = parse_thresholds(fail_under)
     _check_targets(plots, report)
     splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
-    models = find_models(model or [None], splits, data, data_dir, tta=tta)
+    references = [*(model or ()), *(more or ())]
+    if stored or (more and len(references) > 1) or any(map(holds_runs, references)):
+        refused = {"--plots": bool(plots), "--report": bool(report), "--split": len(splits) > 1}
+        if stored:
+            refused |= {"--tta": tta, "--data": bool(data), "--split": bool(split), "--fail-under": bool(thresholds)}
+        for name in (name for name, is_given in refused.items() if is_given):
+            raise UsageError(f"{name}: not for a table of {'stored' if stored else 'several'} runs", hint=_ONE_BY_ONE)
+        prepare = partial(
+            prepare_runs,
+            split=splits[0],
+            data=data,
+            data_dir=data_dir,
+            output=output,
+            offline=offline,
+            allow_changed=allow_changed_data,
+        )
+        _tabulate(references or [None], prepare, splits[0], output, device, thresholds, tta=tta, stored=stored)
+        return
+    models = find_models(references or [None], splits, data, data_dir, tta=tta)
     for each in models:
         for threshold in thresholds:
             threshold.check_applies(each.info.kind, len(each.info.classes or ()), each.path)
     _prepare_data(models, splits, output, offline=offline, allow_changed=allow_changed_data)
     chosen_device = local_device(select_device(device))
     opt.remark_unproven(device, output)
-    with join_ranks(chosen_device) as ranks:
+    with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
         if not ranks.is_main:
             plots = report = None
         measured = _measure_all(
-            models, splits, output, chosen_device, ranks, tta=tta, plots=plots, has_report=report is not None
+            models, splits, output, line, chosen_device, ranks, tta=tta, plots=plots, has_report=report is not None
         )
+        differences = _differences(measured)
+        if report:
+            from cifarctl.report import write_report
+
+            line.show(Progress("Writing the report"))
+            write_report(report, [one.section for one in measured if one.section], differences)
     if ranks.is_main:
-        _show(measured, output, plots, report)
+        _show(measured, differences, output, plots, report)
         _fail_below([one.result for one in measured], thresholds)
+
+
+def _tabulate(
+    references: Sequence[Path | None],
+    prepare: "Callable[[Sequence[Run]], list[tuple[Run, Source]]]",
+    split: "Split",
+    output: Output,
+    device: "Device",
+    thresholds: "Sequence[Threshold]",
+    *,
+    tta: bool,
+    stored: bool,
+) -> None:
+    """Measure many runs, or take what is stored, and give one table. What cannot be measured is a row with its reason,
+    and ends the program with 1.
+    """
+    from cifarctl.cli.runs import best_first, find_runs, measure_runs, take_stored
+    from cifarctl.cli.tables import runs_table
+    from cifarctl.hardware import select_device
+    from cifarctl.training.signals import raised_signals
+
+    runs = find_runs(references)
+    for run in runs:
+        if run.info:
+            if tta and run.info.kind != "classifier":
+                raise UsageError(f"--tta: test-time augmentation is for classifiers, and {run.path} is an autoencoder")
+            for threshold in thresholds:
+                threshold.check_applies(run.info.kind, len(run.info.classes or ()), run.path)
+    if stored:
+        take_stored(runs)
+    else:
+        ready = prepare(runs)
+        chosen_device = local_device(select_device(device))
+        opt.remark_unproven(device, output)
+        with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
+            measure_runs(ready, split, chosen_device, ranks, line, tta=tta)
+        if not ranks.is_main:
+            return
+    rows = [run.row for run in best_first(runs)]
+    output.result({"results": rows}, lambda: runs_table(rows))
+    _fail_below([row for row in rows if "metrics" in row], thresholds)
+    # An unfinished run has nothing stored yet, which is no failure.
+    if failed := [row for row in rows if "error" in row and not (stored and row["state"] in ("unfinished", "running"))]:
+        report_error(f"{len(failed)} of {len(rows)} could not be {'read' if stored else 'measured'}")
+        raise typer.Exit(1)
 
 
 def _check_targets(plots: Path | None, report: Path | None) -> None:
@@ -134,6 +233,7 @@ def _measure_all(
     models: "Sequence[ModelOnData]",
     splits: "Sequence[Split]",
     output: Output,
+    line: ProgressLine,
     device: "torch.device",
     ranks: Ranks,
     *,
@@ -147,30 +247,40 @@ def _measure_all(
 
     count = len(models) * len(splits)
     report_images = _REPORT_IMAGES // count if has_report else 0
-    measured = []
+    measured: list[Measured] = []
     for split in splits:
         for number, model in enumerate(models):
             figures = plots
             if count > 1:
                 output.status(f"Measuring {model_name(str(model.path))} on {split} …")
                 figures = plots and _figure_folder(plots, number, model.source.name, split)
+                line.prefix = f"{len(measured) + 1} of {count}: "
+            line.show(Progress(f"Reading {split} of {model.source.name}"))
             images = model.source.load(split).to(device)
-            measured.append(measure(model, split, images, MeasureOptions(tta, figures, report_images, ranks)))
+            wanted = MeasureOptions(tta, figures, report_images, ranks, line.show)
+            measured.append(measure(model, split, images, wanted))
     return measured
 
 
-def _show(measured: "Sequence[Measured]", output: Output, plots: Path | None, report: Path | None) -> None:
-    """Give the results, with the differences between models on the same split, and write the report."""
+def _differences(measured: "Sequence[Measured]") -> list[dict[str, Any]]:
+    """Those between models on the same split."""
     from cifarctl.cli.measure import difference
+
+    pairs = combinations(measured, 2)
+    return [difference(*pair) for pair in pairs if pair[0].result["split"] == pair[1].result["split"]]
+
+
+def _show(
+    measured: "Sequence[Measured]",
+    differences: Sequence[dict[str, Any]],
+    output: Output,
+    plots: Path | None,
+    report: Path | None,
+) -> None:
+    """Give the results, and say where files were written."""
     from cifarctl.cli.tables import comparison_table, difference_line
 
     results = [one.result for one in measured]
-    pairs = combinations(measured, 2)
-    differences = [difference(*pair) for pair in pairs if pair[0].result["split"] == pair[1].result["split"]]
-    if report:
-        from cifarctl.report import write_report
-
-        write_report(report, [one.section for one in measured if one.section], differences)
     if len(results) > 1:
         lines = "\n".join(difference_line(pair) for pair in differences)
         output.result(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import ChangedDataError, UsageError
+from cifarctl.progress import OnEvent, Progress, ignore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,13 +56,15 @@ class MeasureOptions:
     """How to measure, and what to make beside the numbers.
 
     tta: average a classifier over six views. figures: a folder for them. report_images: how many images a report's
-    section may show; 0 makes no section. ranks: the processes that share out the images.
+    section may show; 0 makes no section. ranks: the processes that share out the images. on_event: called with a
+    Progress as the work goes on.
     """
 
     tta: bool = False
     figures: Path | None = None
     report_images: int = 0
     ranks: Ranks = ALONE
+    on_event: OnEvent = ignore
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,10 @@ def _measure_classifier(
     classifier, info = weights.load_classifier(model.path, images.images.device)
     require_classes(info.classes, images.classes, model.path)
     history = read_history(model.path) if options.report_images else []
-    report = evaluate_classifier(classifier, images, tta=options.tta, ranks=options.ranks)
+    report = evaluate_classifier(classifier, images, tta=options.tta, ranks=options.ranks, on_event=options.on_event)
     labels = images.labels.cpu()
     if options.figures:
+        options.on_event(Progress("Drawing figures"))
         from cifarctl import plots
 
         plots.save(plots.confusion(report.confusion_matrix, images.classes), options.figures / "confusion.png")
@@ -162,6 +166,7 @@ def _measure_classifier(
     if options.report_images:
         from cifarctl.report import classifier_section
 
+        options.on_event(Progress("Drawing the report's charts"))
         section = classifier_section(result, images, report.probabilities, history, options.report_images)
     return Measured(result, report.probabilities.argmax(1) == labels, section)
 
@@ -176,8 +181,9 @@ def _measure_autoencoder(
     device = images.images.device
     autoencoder, _ = weights.load_autoencoder(model.path, device)
     history = read_history(model.path) if options.report_images else []
+    options.on_event(Progress(f"Reading train of {model.source.name}"))
     train_images = model.source.load("train").images.to(device)
-    report = evaluate_autoencoder(autoencoder, images, train_images, ranks=options.ranks)
+    report = evaluate_autoencoder(autoencoder, images, train_images, ranks=options.ranks, on_event=options.on_event)
     result |= {
         "metrics": report.metrics,
         "images_per_second": round(report.images_per_second, 1),
@@ -187,9 +193,10 @@ def _measure_autoencoder(
     if options.figures or options.report_images:
         from cifarctl.rate_distortion import measure_rate_distortion
 
-        points = measure_rate_distortion(autoencoder, some, train_images[:5000])
+        points = measure_rate_distortion(autoencoder, some, train_images[:5000], on_event=options.on_event)
         result["rate"] = [asdict(point) for point in points]
     if options.figures:
+        options.on_event(Progress("Drawing figures"))
         from cifarctl import plots
 
         plots.save(_reconstructions(images, report), options.figures / "reconstructions.png")
@@ -200,6 +207,7 @@ def _measure_autoencoder(
     if options.report_images:
         from cifarctl.report import autoencoder_section
 
+        options.on_event(Progress("Drawing the report's charts"))
         section = autoencoder_section(result, images, report, history, points, len(some))
     return Measured(result, report.image_psnr, section)
 

@@ -7,8 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Set
 from dataclasses import fields
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ from cifarctl.training.recipes import WITH_OPTIONS, Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import Progress
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell expects of a writer whose reader has gone
 
@@ -78,24 +76,6 @@ class Output:
                 content = table()
                 console.print(content, markup=False, highlight=False, soft_wrap=isinstance(content, str))
         write_line("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()))
-
-    @contextmanager
-    def progress(self, *columns: Any) -> "Iterator[Progress]":
-        """A progress display on stderr, drawn only if it can be redrawn."""
-        from rich.console import Console
-        from rich.progress import Progress
-
-        # Redirection would send what is printed to stdout to stderr. Rich before 14.3 ends what is not drawn with an
-        # empty line.
-        with Progress(
-            *columns,
-            console=self.stderr if self.redraws else Console(quiet=True),
-            disable=not self.redraws,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        ) as progress:
-            yield progress
 
 
 def _without_nan(value: Any) -> Any:

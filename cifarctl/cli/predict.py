@@ -1,9 +1,12 @@
 """`cifarctl predict`."""
 
+import os
+import stat
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -14,10 +17,12 @@ import typer
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.path_list import read_path_list
+from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.cli.records import DEFAULT_FORMAT, FORMATS, Writer, check_format, format_of, open_writer
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.hardware import Precision
+from cifarctl.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,6 +123,7 @@ def predict(
     files = expand(_paths(image))
     with join_ranks(chosen_device) as ranks, raised_signals("while classifying"), ExitStack() as writing:
         write = writing.enter_context(open_writer(format, out, top_k)) if ranks.is_main else None
+        line = writing.enter_context(_shown_progress(output, out))
         batch_size = batch_size or (_GPU_BATCH_SIZE if chosen_device.type == "cuda" else _BATCH_SIZE)
         classify = partial(
             _classify,
@@ -130,7 +136,7 @@ def predict(
             processes=None if ranks.size == 1 else 0,
         )
         answers = ranks.streamed(iter(files), classify, _BATCHES_PER_SHARE * batch_size)
-        total, failed = _write(answers, write, output if show else None)
+        total, failed = _write(answers, write, _Classified(line, image), output if show else None)
     _finish(files, total, failed, output)
 
 
@@ -143,7 +149,42 @@ def _chosen_format(format: str | None, out: Path | None) -> str:
     return "table" if sys.stdout.isatty() else DEFAULT_FORMAT
 
 
-def _write(batches: "Iterator[list[Answer]]", write: Writer | None, preview: Output | None) -> tuple[int, int]:
+def _shown_progress(output: Output, out: Path | None) -> AbstractContextManager[ProgressLine]:
+    """Progress, unless the answers themselves appear on the terminal. What reads them from a pipe may print them there,
+    as grep does, so nothing is redrawn then.
+    """
+    if out is not None:
+        return shown_progress(output)
+    mode = os.fstat(sys.stdout.fileno()).st_mode
+    is_piped = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return shown_progress(output, lines=not sys.stdout.isatty(), redraws=not (is_piped or sys.stdout.isatty()))
+
+
+class _Classified:
+    """How many files have an answer. How many there are is counted meanwhile, if none are named on stdin."""
+
+    def __init__(self, line: ProgressLine, arguments: list[str]) -> None:
+        self._line = line
+        self._done, self._total = 0, 0
+        self.add(0)
+        if line.is_drawn and "-" not in arguments:
+            threading.Thread(target=self._count, args=(arguments,), daemon=True).start()
+
+    def _count(self, arguments: list[str]) -> None:
+        from cifarctl.data.images import expand
+
+        with suppress(OSError):  # whoever reads the files says what is wrong with them
+            self._total = sum(1 for _ in expand(_paths(arguments)))
+
+    def add(self, answers: int) -> None:
+        """Show that there are so many more."""
+        self._done += answers
+        self._line.show(Progress("Classifying", self._done, self._total, "files"))
+
+
+def _write(
+    batches: "Iterator[list[Answer]]", write: Writer | None, progress: _Classified, preview: Output | None
+) -> tuple[int, int]:
     """Write all answers; with `preview`, draw each picture on it, above its line. Returns how many answers there were,
     and how many of them were errors. Only the first of several processes gets answers, and `write` is there.
     """
@@ -159,6 +200,7 @@ def _write(batches: "Iterator[list[Answer]]", write: Writer | None, preview: Out
                 total += 1
                 failed += "error" in record
             write(record for record, _ in answers)
+            progress.add(len(answers))
     return total, failed
 
 

@@ -8,13 +8,17 @@ import typer
 
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
+from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.data import Split
 from cifarctl.distributed import process_number
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.names import portable_name, printable
+from cifarctl.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from cifarctl.data import Source
 
 _MAX_COUNT = 240
 
@@ -81,6 +85,7 @@ def reconstruct(
     from cifarctl.hardware import select_device
     from cifarctl.inference import decode, encode
     from cifarctl.model_outputs import psnr
+    from cifarctl.training.signals import raised_signals
 
     output = Output(json=json, quiet=quiet)
     if out is None and latents is None:
@@ -92,37 +97,33 @@ def reconstruct(
     opt.remark_unproven(device, output)
     failures: list[str] = []
     origin: dict[str, str]
-    if image:
-        images, names = _read_files(image, failures, output)
-        stems = [Path(name).stem for name in names]
-        every, labels = images, {}
-        origin = {"paths": dumps(names)}
-    else:
-        from cifarctl.cli.download import ensure_data
-        from cifarctl.data import Source
+    source = None if image else _prepared_source(info.data, split, data, data_dir, output, offline=offline)
+    with raised_signals("while reconstructing"), shown_progress(output) as line:
+        if source is None:
+            images, names = _read_files(image or [], failures, output, line)
+            stems = [Path(name).stem for name in names]
+            every, labels = images, {}
+            origin = {"paths": dumps(names)}
+        else:
+            line.show(Progress(f"Reading {split} of {source.name}"))
+            dataset = source.load(split)
+            every, images = dataset.images, dataset.images[:count]
+            names = stems = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
+            labels = {"labels": dataset.labels, "indices": torch.arange(len(dataset))}
+            origin = {"data": dumps(source.describe()), "split": split}
+        if out and out.suffix and len(images) > _MAX_COUNT:
+            raise UsageError(
+                f"{len(images)} images: at most {_MAX_COUNT} in a grid", hint="name fewer files, or a folder with --out"
+            )
+        vectors = encode(autoencoder, every if latents else images, on_event=line.show)
+        if latents:
+            save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": printable(str(path)), **origin})
 
-        source = Source.trained_on(info.data, data, data_dir)
-        ensure_data(source, output, offline=offline)
-        changed = source.check_unchanged(info.data, split, allow=True)  # pictures measure nothing
-        for remark in filter(None, [*source.remarks(split), changed]):
-            output.status(remark)
-        dataset = source.load(split)
-        every, images = dataset.images, dataset.images[:count]
-        names = stems = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
-        labels = {"labels": dataset.labels, "indices": torch.arange(len(dataset))}
-        origin = {"data": dumps(source.describe()), "split": split}
-    if out and out.suffix and len(images) > _MAX_COUNT:
-        raise UsageError(
-            f"{len(images)} images: at most {_MAX_COUNT} in a grid", hint="name fewer files, or a folder with --out"
-        )
-    vectors = encode(autoencoder, every if latents else images)
-    if latents:
-        save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": printable(str(path)), **origin})
-
-    outputs = decode(autoencoder, vectors[: len(images)]).cpu()
-    decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
-    if out:
-        _write(images, outputs, names, stems, out)
+        outputs = decode(autoencoder, vectors[: len(images)]).cpu()
+        decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
+        if out:
+            line.show(Progress(f"Drawing {out}"))
+            _write(images, outputs, names, stems, out)
     if show:
         from cifarctl.cli.preview import show_images
 
@@ -147,7 +148,24 @@ def reconstruct(
         raise typer.Exit(1)
 
 
-def _read_files(paths: list[str], failures: list[str], output: Output) -> "tuple[Tensor, list[str]]":
+def _prepared_source(
+    trained_on: dict[str, Any], split: Split, data: str | None, data_dir: Path | None, output: Output, *, offline: bool
+) -> "Source":
+    """The data set, downloaded if it must be. Says what is odd with it."""
+    from cifarctl.cli.download import ensure_data
+    from cifarctl.data import Source
+
+    source = Source.trained_on(trained_on, data, data_dir)
+    ensure_data(source, output, offline=offline)
+    changed = source.check_unchanged(trained_on, split, allow=True)  # pictures measure nothing
+    for remark in filter(None, [*source.remarks(split), changed]):
+        output.status(remark)
+    return source
+
+
+def _read_files(
+    paths: list[str], failures: list[str], output: Output, line: ProgressLine
+) -> "tuple[Tensor, list[str]]":
     """Decode the files -> uint8 (N, 3, 32, 32) and names. Files that cannot be read are added to `failures`."""
     import numpy as np
     import torch
@@ -158,7 +176,8 @@ def _read_files(paths: list[str], failures: list[str], output: Output) -> "tuple
         raise UsageError("IMAGE: an empty name")
     decoded, names = [], []
     files = expand(map(named_image, paths))
-    for path, image in read_images(files):
+    for done, (path, image) in enumerate(read_images(files), 1):
+        line.show(Progress("Reading images", done, unit="files"))
         if isinstance(image, ImageError):
             failures.append(f"{path}: {image}")
         else:

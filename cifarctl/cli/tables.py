@@ -73,6 +73,43 @@ def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Sequence[Me
     return table
 
 
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """Runs in the order given, a table for each kind. What is too wide has fewer columns: the name, the headline metric
+    and the state at least. Below, why a run has no figures.
+    """
+    kinds = list(dict.fromkeys(row["kind"] for row in rows if "metrics" in row)) or [rows[0]["kind"] or "classifier"]
+    tables = []
+    for kind in kinds:
+        # A run whose kind nobody knows stands in the last table.
+        of_kind = [row for row in rows if row["kind"] == kind or (kind == kinds[-1] and row["kind"] not in kinds)]
+        measured = [set(row["metrics"]) for row in of_kind if "metrics" in row]
+        metrics = [each for each in compared(kind) if not measured or each.name in set.intersection(*measured)]
+        details = ["arch", "recipe", "epochs", "seed"]
+        if len({row["data"] for row in of_kind if "metrics" in row}) > 1:
+            details.insert(0, "data")
+        columns = [(details, metrics[:count]) for count in range(len(metrics), 0, -1)]
+        columns += [(details[:count], metrics[:1]) for count in range(len(details) - 1, -1, -1)]
+        tables.append(FirstThatFits([_runs_table(of_kind, *each) for each in columns]))
+    problems = [Text(f"{row['state']}: {printable(row['error'])}") for row in rows if "error" in row]
+    return Group(*tables, *problems)
+
+
+def _runs_table(rows: Sequence[Mapping[str, Any]], details: Sequence[str], metrics: Sequence[Metric]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("model", overflow="fold")
+    for name in details:
+        table.add_column(name, justify="right" if name in ("epochs", "seed") else "left")
+    for metric in metrics:
+        table.add_column(metric.column, justify="right")
+    table.add_column("state", no_wrap=True)
+    for row in rows:
+        measured = row.get("metrics", {})
+        figures = [each.cell(measured[each.name]) if each.name in measured else "–" for each in metrics]
+        cells = [_cell("–" if row.get(name) is None else str(row[name])) for name in details]
+        table.add_row(Text(model_name(row["model"])), *cells, *figures, Text(row["state"]))
+    return table
+
+
 def difference_line(difference: Mapping[str, Any]) -> str:
     """How much better one model is than another, with the interval and the p-value, as a sentence."""
     first, second = model_name(difference["first"]), model_name(difference["second"])

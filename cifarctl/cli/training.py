@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,10 @@ import typer
 
 from cifarctl.cli.options import remark_unproven
 from cifarctl.cli.output import Output
+from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.distributed import may_restart, process_number, restarts
 from cifarctl.errors import Interrupted, TrainingError, UsageError
+from cifarctl.progress import Progress
 from cifarctl.shell import command_line
 
 if TYPE_CHECKING:
@@ -125,12 +127,13 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 
 def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
-    """Draw a bar while a run goes on, print a line an epoch, and return the run's summary."""
+    """Show progress while a run goes on, print a line an epoch, and return the run's summary."""
     from cifarctl.training.loop import Encoding, EpochDone, StepDone
     from cifarctl.training.session import Finished, Measuring, Started
 
     summary: dict[str, Any] = {}
-    with _bar(output) as bar:
+    with shown_progress(output, lines=False) as line:
+        steps = _TrainingProgress(line) if line.is_drawn else None
         for event in events:
             match event:
                 case Started():
@@ -142,69 +145,48 @@ def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
                     output.status(f"{event.train:,} images, {event.val:,} for validation; run folder: {event.run}")
                 case Encoding():
                     output.status(f"Encoding {event.images:,} images, once …")
+                    line.show(Progress("Encoding"))
                 case StepDone():
-                    bar.step(event)
+                    if steps:
+                        steps.step(event)
                 case EpochDone():
-                    bar.epoch(event.history[-1])
+                    if steps:
+                        steps.epoch(event.history[-1])
                     output.status(_epoch_line(event))
                 case Measuring():
                     output.status("Measuring on the test split …")
+                    line.show(Progress("Measuring"))
                 case Finished():
                     summary = event.summary
     return summary
 
 
-class _TrainingBar:
+class _TrainingProgress:
     """Progress with loss, metric, speed and time left. It reads the loss a few times a second: that waits for a GPU."""
 
     _INTERVAL = 0.25
 
-    def __init__(self, progress: Any) -> None:
-        self._progress = progress
-        self._task: Any = None
-        self._metric = ""
-        self._drawn = self._started = time.perf_counter()
-        self._first_step = 0
+    def __init__(self, line: ProgressLine) -> None:
+        self._line = line
+        self._metric: list[str] = []
+        self._shown = self._started = time.perf_counter()
+        self._first_step: int | None = None
 
     def step(self, event: Any) -> None:
-        if self._progress.disable:
-            return
         now = time.perf_counter()
-        if self._task is None:
+        if self._first_step is None:
             self._started, self._first_step = now, event.step
-            self._task = self._progress.add_task(
-                "", total=event.steps, completed=event.step, epoch="", loss="", speed="", metric=""
-            )
-        if now - self._drawn < self._INTERVAL:
+        if now - self._shown < self._INTERVAL:
             return
-        self._drawn = now
+        self._shown = now
         speed = (event.step - self._first_step) * event.batch_size / max(now - self._started, 1e-9)
-        self._progress.update(
-            self._task,
-            completed=event.step,
-            epoch=f"epoch {event.epoch}",
-            loss=f"loss {event.loss.item():.4g}",
-            metric=self._metric,
-            speed=f"{speed:,.0f} images/s",
-        )
+        seconds = (event.steps - event.step) * event.batch_size / speed if speed else 0
+        left = f"{seconds // 60:.0f}:{seconds % 60:02.0f} left" if seconds < 3600 else f"{seconds / 3600:.1f} h left"
+        details = [f"loss {event.loss.item():.4g}", *self._metric, f"{speed:,.0f} images/s", left]
+        self._line.update(f"epoch {event.epoch}", details, event.step, event.steps)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        self._metric = _metric_text(record)
-
-
-@contextmanager
-def _bar(output: Output) -> Iterator[_TrainingBar]:
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-
-    with output.progress(
-        TextColumn("{task.fields[epoch]}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[loss]}"),
-        TextColumn("{task.fields[metric]}", style="cyan"),
-        TextColumn("{task.fields[speed]}", style="dim"),
-        TimeRemainingColumn(compact=True),
-    ) as progress:
-        yield _TrainingBar(progress)
+        self._metric = [_metric_text(record)]
 
 
 def _epoch_line(event: Any) -> str:

@@ -1,29 +1,23 @@
 """How a download looks: a bar on a terminal, and a line every few seconds anywhere else."""
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cifarctl.cli.output import Output
+from cifarctl.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from cifarctl.data.download import Event, Installed, Present, Progress
 
-_SECONDS_PER_LINE = 5.0
-
 
 def follow(events: "Iterator[Event]", name: str, output: Output) -> "Installed | Present":
     """Show `events` of the download of the data set `name` as they come. Returns the last one."""
-    from rich.progress import BarColumn, DownloadColumn, TextColumn
-
     from cifarctl.data.download import Chosen, Failed, Installed, Present, Progress, Waiting
 
-    with output.progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("{task.fields[pace]}")
-    ) as bar:
-        task = bar.add_task(name, total=None, pace="")
-        last_line, failure, said = time.monotonic(), "", set[str]()
+    with shown_progress(output) as line:
+        line.update(name, ["waiting"])
+        failure, said = "", set[str]()
         for event in events:
             if failure and failure not in said:  # and only when something follows it: the error says the last one
                 output.status(failure)
@@ -37,10 +31,7 @@ def follow(events: "Iterator[Event]", name: str, output: Output) -> "Installed |
                     output.status(f"Downloading {event.source}{there}")
                 case Progress():
                     pace = f"{_pace(event)}, {_host(event.source)}"
-                    bar.update(task, completed=event.received, total=event.total or None, pace=pace)
-                    if not output.redraws and time.monotonic() - last_line >= _SECONDS_PER_LINE:
-                        last_line = time.monotonic()
-                        output.status(f"{name}: {_portion(event)}, {pace}")
+                    line.update(name, [_portion(event), pace], event.received, event.total)
                 case Failed():
                     failure = f"Left {event.source}: {event.reason}"
                 case Installed() | Present():

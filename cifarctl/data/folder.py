@@ -116,7 +116,8 @@ class ImageFolder(DataKind):
         if failures:
             more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise DataError(f"{failures[0]}{more}", hint="remove or replace what cannot be read")
-        return Dataset(torch.from_numpy(images), self.labels(split), self.classes)
+        paths = tuple(str(path) for path, _ in files)
+        return Dataset(torch.from_numpy(images), self.labels(split), self.classes, paths)
 
     def _find(self, split: str) -> tuple[list[tuple[Path, int]], list[str]]:
         folder = self.root / split

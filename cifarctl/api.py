@@ -314,6 +314,8 @@ def evaluate(
     if isinstance(model, LoadedClassifier):
         require_classes(model.classes, images.classes, "the model")
         return evaluate_classifier(model.module, images, tta=tta)
+    if not source.has("train"):
+        source = Source.trained_on(model.info.data, None, source.folder)
     return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
 
 
@@ -368,7 +370,7 @@ def _chosen(
     """The data to measure a model on, and its split, as `evaluate` says."""
     if data is None or isinstance(data, str | Path | Arrays):
         name, arrays = (None, None) if data is None else (_name_of(data), _arrays_of(data))
-        source = Source.trained_on(info.data, name, folder, arrays)
+        source = Source.trained_on(info.data, name, folder, arrays, tuple(info.classes))
         source.check_unchanged(info.data, split, allow=allow_changed)
         return source, source.load(split)
     classes = info.classes or info.data.get("classes") or None

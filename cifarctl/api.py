@@ -187,7 +187,8 @@ def train_classifier(
     """Train into the folder `out`, as `cifarctl train-clf`.
 
     data: "cifar10" or "cifar100", which must have been downloaded (`download`), into `data_dir` if it is given;
-    "synthetic"; the path of a folder DIR/{train,test}/CLASS/*.png; or arrays or tensors, (images, labels) or `Arrays`.
+    "synthetic"; the path of a folder DIR/CLASS/*.png or DIR/{train,val,test}/CLASS/*.png, of a list of images (.csv) or
+    of an .npz or .npy file; or arrays or tensors, (images, labels) or `Arrays`.
     val_size: training images held out for validation; None is 2,000 or a tenth, whichever is fewer.
     limit: train on at most so many of the others. recipe: one of the architecture's, by name.
     arch: a registered model; None is the default one. encoder: an autoencoder, by weights file, run folder or name,

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 from cifarctl.data.fingerprint import listed
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
@@ -282,7 +283,7 @@ def _unused(root: Path, folders: Mapping[Stored, Path]) -> list[str]:
     """A remark on the folders in `root` that are not a split, if there are any."""
     used = {folder.name for folder in folders.values()}
     names = [name for name in _subfolders(root)[0] if name not in used]
-    splits = sorted(used)
+    splits = [folders[split].name for split in get_args(Stored) if split in folders]
     text = f"{' and '.join([', '.join(splits[:-1]), splits[-1]]) if len(splits) > 1 else splits[0]}"
     also = "" if "val" in folders else ", and validation images are drawn from train"
     verb, those = ("are" if len(names) > 1 else "is"), ("are" if len(splits) > 1 else "is")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cifarctl.data import Split
+from cifarctl.data.array_file import ArrayFile
 from cifarctl.data.arrays import ArrayData, Arrays
 from cifarctl.data.contents import SPLITS, Contents
 from cifarctl.data.data_file import DownloadedArchive
@@ -27,6 +28,7 @@ KINDS: dict[str, type[DataKind]] = {
     "archive": DownloadedArchive,
     "synthetic": Synthetic,
     "arrays": ArrayData,
+    "array file": ArrayFile,
     "folder": ImageFolder,
 }
 
@@ -115,7 +117,11 @@ class Source:
 
     def remarks(self, split: Split) -> list[str]:
         """What is in a folder's split and not used, or missing from it without harm, in words. Raises as `check`."""
-        return self._kind.remarks(self._stored_split(split))
+        stored = self._stored_split(split)
+        names = self.known_classes or ()
+        absent = [name for name in names if name not in self._names] if self.is_path and self._kind.has_names() else []
+        lacks = [f"{self.name}: no images of {listed(absent)}"] if absent else []
+        return [*self._kind.remarks(stored), *lacks]
 
     def contents(self) -> Contents:
         """How many images of which classes each split has. Raises as `check`."""

@@ -40,7 +40,7 @@ from cifarctl.version import __version__
 
 @dataclass(frozen=True)
 class Data:
-    """train, val: on the run's device. test: on the CPU, for the end, if there is one. description: `Source.describe`."""
+    """train, val: on the run's device. test: on the CPU, if there is one. description: `Source.describe`."""
 
     train: Dataset
     val: Dataset

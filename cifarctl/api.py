@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, overload
 
@@ -16,6 +16,7 @@ from cifarctl import inference, weights
 from cifarctl.data import Arrays, Dataset, Source, Split
 from cifarctl.data.archive import ARCHIVES
 from cifarctl.data.arrays import NAME, Part, labelled
+from cifarctl.data.contents import Contents
 from cifarctl.data.download import install_official
 from cifarctl.data.images import named_image, read_images
 from cifarctl.errors import ArrayError, ChangedDataError, ImageError
@@ -327,6 +328,17 @@ def download(data: Literal["cifar10", "cifar100"] = "cifar10", *, data_dir: Path
         for _ in install_official(archive, path):
             pass
     return path
+
+
+def inspect_data(
+    data: Data, *, data_dir: PathLike | None = None, val_size: int | None = None, seed: int = 0
+) -> Contents:
+    """What training would find in `data`: classes, images per split and class, which splits are drawn, and what is not
+    used. No image is decoded. Arguments and errors as for `train_classifier`.
+    """
+    folder = Path(data_dir) if data_dir else None
+    source = Source(_name_of(data), val_size, seed, folder=folder, arrays=_arrays_of(data))
+    return replace(source.contents(), remarks=source.check())
 
 
 _TRAINING = threading.RLock()

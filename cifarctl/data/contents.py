@@ -16,6 +16,7 @@ class Contents:
 
     counts: by split, how many images of each of `classes`; a split that is missing is not there. drawn: the splits that
     are drawn from others. is_whole: whether all images are the test split because there are no splits.
+    remarks: what is not used, and why.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Contents:
     counts: Mapping[Split, tuple[int, ...]]
     drawn: tuple[Split, ...] = ()
     is_whole: bool = False
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """In one line, for example "pets: 60 images of 2 classes (cat 40, dog 20): 48 for training, …"."""

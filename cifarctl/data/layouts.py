@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from cifarctl.data.fingerprint import listed
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
@@ -79,6 +79,8 @@ def missing_split(root: Path, split: str) -> DataError:
     """The error if `split` is needed and there is none."""
     if not root.is_dir():
         return DataError(f"{root}: no image is for {split}", hint="a column `split` says train, val or test")
+    if folder := _split_folders(root).get(cast("Stored", split)):
+        return DataError(f"{folder}: its images have no labels", hint=f"{EXPECTED}, or a list of labels beside it")
     folder = root / split
     others = {name.lower(): name for name in _subfolders(root)[0] if name.lower() not in SPLIT_NAMES}
     more = [name for name in _OTHER_TEST_NAMES if split == "test" and name in others]
@@ -135,14 +137,19 @@ def _labelled_folders(root: Path, folders: Mapping[Stored, Path]) -> Layout:
         names = _LABEL_LISTS if split == "train" else _LABEL_LISTS[:-1]
         candidates = [files[name] for each in names if (name := each.format(folder.name.lower())) in files]
         if len(candidates) > 1:
-            raise DataError(f"{root}: {listed([each.name for each in candidates])}: which has the labels of {split}?")
+            raise DataError(
+                f"{root}: {listed([each.name for each in candidates])}: which has the labels of {split}?",
+                hint="rename or remove the others",
+            )
         if candidates:
             lists[split] = candidates[0]
     if not lists or ("train" in folders and "train" not in lists):
         folder = folders.get("train") or next(iter(folders.values()))
         raise DataError(
             f"{folder}: 0 classes, at least 2 are needed",
-            hint=f"{EXPECTED}, or DIR/train/*.png beside a list of labels, DIR/trainLabels.csv or DIR/labels.csv",
+            hint=f"{EXPECTED}; a class may not be called {folder.name}"
+            if len(_subfolders(root)[0]) > len(folders)
+            else f"{EXPECTED}, or DIR/train/*.png beside a list of labels, DIR/trainLabels.csv or DIR/labels.csv",
         )
     rows: dict[Stored, list[Row]] = {}
     unused = _unused(root, folders)
@@ -207,15 +214,9 @@ def _of_rows(
     return Layout(tuple(labels), splits, unused, origins)
 
 
-def _class_folders(root: Path, folders: Mapping[Stored, Path]) -> Layout:
+def _class_folders(root: Path, _: Mapping[Stored, Path]) -> Layout:
     """DIR/CLASS/*"""
     classes, loose = _subfolders(root)
-    if folders:
-        name = next(iter(folders.values())).name
-        raise DataError(
-            f"{root / name}: images in it and no folders, so {name} may be a split or a class",
-            hint=f"{EXPECTED}; a class needs another name than a split",
-        )
     if not classes:
         hint = EXPECTED
         data = [path.name for path in _visible(root) if path.suffix.lower() in (".csv", ".npz", ".npy")]

@@ -264,6 +264,8 @@ class TestMeasuredAlone:
             "splits",
             f"{tmp_path / 'classes'}: no images of dog",
         ]
+        remark = "its labels have no names, so label 0 is taken as cat, and so on"
+        assert f"unnamed.npz: {remark}" in cifarctl("evaluate", "-m", run, "--data", tmp_path / "unnamed.npz").err
         report = library.evaluate(library.load_classifier(run), data=tmp_path / "split")
         assert report.metrics["accuracy"] == found[0][1]
 

@@ -118,10 +118,12 @@ class Source:
     def remarks(self, split: Split) -> list[str]:
         """What is in a folder's split and not used, or missing from it without harm, in words. Raises as `check`."""
         stored = self._stored_split(split)
-        names = self.known_classes or ()
-        absent = [name for name in names if name not in self._names] if self.is_path and self._kind.has_names() else []
-        lacks = [f"{self.name}: no images of {listed(absent)}"] if absent else []
-        return [*self._kind.remarks(stored), *lacks]
+        remarks = self._kind.remarks(stored)
+        names = (self.known_classes or ()) if self.is_path else ()
+        if names and names != self._names and not self._kind.has_names():
+            return [*remarks, f"{self.name}: its labels have no names, so label 0 is taken as {names[0]}, and so on"]
+        absent = [name for name in names if name not in self._names]
+        return [*remarks, f"{self.name}: no images of {listed(absent)}"] if absent else remarks
 
     def contents(self) -> Contents:
         """How many images of which classes each split has. Raises as `check`."""

@@ -276,7 +276,7 @@ class TestMeasuredAlone:
         for name, where in (("classes", "classes"), ("list.csv", "list.csv, line 3")):
             refused = cifarctl("evaluate", "-m", run, "--data", tmp_path / name)
             assert refused.code == 1
-            assert f"{tmp_path / where}: class 'hores': the model does not know it" in refused.error
+            assert f"{tmp_path / where}: not among the model's classes: hores" in refused.error
             assert "hint: did you mean horse?" in refused.err
 
     def test_severities_of_cifar_10_c_share_their_labels(self, cifarctl: Cifarctl, run: Path, tmp_path: Path) -> None:

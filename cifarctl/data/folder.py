@@ -57,7 +57,7 @@ class ImageFolder(DataKind):
 
     def origin(self, name: str) -> str:
         """Where a class is named, in words."""
-        return f"{self.layout.origins.get(name, self.root)}: class {name!r}"
+        return self.layout.origins.get(name, str(self.root))
 
     def listing(self, split: Stored) -> Listing:
         """The split's image files."""

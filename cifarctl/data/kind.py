@@ -48,9 +48,9 @@ class DataKind(ABC):
         """The error if a split is needed that is not there."""
         return DataError(f"{self.name}: it has no split {split}")
 
-    def origin(self, name: str) -> str:
+    def origin(self, name: str) -> str:  # noqa: ARG002
         """Where a class is named, in words."""
-        return f"{self.name}: class {name!r}"
+        return self.name
 
     def has_names(self) -> bool:
         """Whether classes have names. If not, labels are numbers, which may mean another data set's classes."""

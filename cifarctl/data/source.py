@@ -355,8 +355,7 @@ class Source:
         if unknown := [name for name in names if name not in known]:
             near = get_close_matches(unknown[0], known, 1)
             raise DataError(
-                f"{self._kind.origin(unknown[0])}: the model does not know it"
-                + (f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""),
+                f"{self._kind.origin(unknown[0])}: not among the model's classes: {listed(unknown)}",
                 hint=f"did you mean {near[0]}?" if near else f"the model's classes are: {listed(known)}",
             )
         return known, [known.index(name) for name in names]

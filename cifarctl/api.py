@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, overload
 
@@ -16,6 +16,7 @@ from cifarctl import inference, weights
 from cifarctl.data import Arrays, Dataset, Source, Split
 from cifarctl.data.archive import ARCHIVES
 from cifarctl.data.arrays import NAME, Part, labelled
+from cifarctl.data.contents import Contents
 from cifarctl.data.download import install_official
 from cifarctl.data.images import named_image, read_images
 from cifarctl.errors import ArrayError, ChangedDataError, ImageError
@@ -187,7 +188,8 @@ def train_classifier(
     """Train into the folder `out`, as `cifarctl train-clf`.
 
     data: "cifar10" or "cifar100", which must have been downloaded (`download`), into `data_dir` if it is given;
-    "synthetic"; the path of a folder DIR/{train,test}/CLASS/*.png; or arrays or tensors, (images, labels) or `Arrays`.
+    "synthetic"; the path of a folder DIR/CLASS/*.png or DIR/{train,val,test}/CLASS/*.png, of a list of images (.csv) or
+    of an .npz or .npy file; or arrays or tensors, (images, labels) or `Arrays`.
     val_size: training images held out for validation; None is 2,000 or a tenth, whichever is fewer.
     limit: train on at most so many of the others. recipe: one of the architecture's, by name.
     arch: a registered model; None is the default one. encoder: an autoencoder, by weights file, run folder or name,
@@ -314,6 +316,8 @@ def evaluate(
     if isinstance(model, LoadedClassifier):
         require_classes(model.classes, images.classes, "the model")
         return evaluate_classifier(model.module, images, tta=tta)
+    if not source.has("train"):
+        source = Source.trained_on(model.info.data, None, source.folder)
     return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
 
 
@@ -324,6 +328,17 @@ def download(data: Literal["cifar10", "cifar100"] = "cifar10", *, data_dir: Path
         for _ in install_official(archive, path):
             pass
     return path
+
+
+def inspect_data(
+    data: Data, *, data_dir: PathLike | None = None, val_size: int | None = None, seed: int = 0
+) -> Contents:
+    """What training would find in `data`: classes, images per split and class, which splits are drawn, and what is not
+    used. No image is decoded. Arguments and errors as for `train_classifier`.
+    """
+    folder = Path(data_dir) if data_dir else None
+    source = Source(_name_of(data), val_size, seed, folder=folder, arrays=_arrays_of(data))
+    return replace(source.contents(), remarks=source.check())
 
 
 _TRAINING = threading.RLock()
@@ -368,7 +383,7 @@ def _chosen(
     """The data to measure a model on, and its split, as `evaluate` says."""
     if data is None or isinstance(data, str | Path | Arrays):
         name, arrays = (None, None) if data is None else (_name_of(data), _arrays_of(data))
-        source = Source.trained_on(info.data, name, folder, arrays)
+        source = Source.trained_on(info.data, name, folder, arrays, tuple(info.classes))
         source.check_unchanged(info.data, split, allow=allow_changed)
         return source, source.load(split)
     classes = info.classes or info.data.get("classes") or None

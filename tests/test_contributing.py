@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,14 @@ FILES = {
 }
 
 
-def draw_arrays(folder: Path) -> None:
-    """The file `shapes.npz` for the section on data sources: noise of ten classes."""
+def draw_database(folder: Path) -> None:
+    """The file `shapes.sqlite` for the section on data sources: noise of ten classes."""
     images, labels = np.random.default_rng(0).integers(0, 256, (2, 60, 32, 32, 3), np.uint8), np.arange(60) % 10
-    file = folder / "shapes.npz"
-    np.savez(file, train_images=images[0], train_labels=labels, test_images=images[1], test_labels=labels)
+    with closing(sqlite3.connect(folder / "shapes.sqlite")) as file, file:
+        file.execute("CREATE TABLE images (split TEXT, label INTEGER, pixels BLOB)")
+        for split, pixels in zip(("train", "test"), images, strict=True):
+            rows = ((split, int(label), each.tobytes()) for label, each in zip(labels, pixels, strict=True))
+            file.executemany("INSERT INTO images VALUES (?, ?, ?)", rows)
 
 
 @pytest.mark.parametrize("title", SECTIONS)
@@ -52,7 +57,7 @@ def test_a_section_is_enough_for_its_change(title: str, tmp_path: Path) -> None:
         text = file.read_text(encoding="utf-8")
         assert text.count(f"{line}\n") == 1, f"{path} has not one line: {line}"
         file.write_text(text.replace(f"{line}\n", f"{line}\n{code}"), encoding="utf-8")
-    draw_arrays(tmp_path)
+    draw_database(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(copy.parent)}
     for block in re.findall(r"^```sh\n(.*?)^```$", SECTIONS[title], re.DOTALL | re.MULTILINE):
         for command in block.splitlines():

@@ -53,10 +53,6 @@ def data(tmp_path: Path) -> Path:
 class TestBeforeTheFirstStep:
     def spoil(self, data: Path, how: str) -> None:
         match how:
-            case "missing":
-                shutil.rmtree(data / "test")
-            case "misnamed":
-                (data / "test").rename(data / "valid")
             case "damaged":
                 (data / "test" / "dog" / "001.png").write_bytes(b"no image")
             case "other classes":
@@ -68,8 +64,6 @@ class TestBeforeTheFirstStep:
     @pytest.mark.parametrize(
         ("how", "error", "hint"),
         [
-            ("missing", "test: no such folder", "expected DIR/{train,test}/CLASS"),
-            ("misnamed", "test: no such folder", "did you mean valid? Rename it to test"),
             ("damaged", "test/dog/001.png: not an image in a known format", "remove or replace"),
             ("other classes", "test: not among the classes in {data}/train: 'Cat'", "did you mean cat?"),
             ("file", "test: not a folder", "expected DIR/{train,test}/CLASS"),
@@ -87,15 +81,15 @@ class TestBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
     def test_a_misspelt_training_split_is_guessed(self, data: Path) -> None:
-        (data / "train").rename(data / "Training")
+        (data / "train").rename(data / "Trainig")
         with pytest.raises(DataError, match="train: no such folder") as caught:
             Source(str(data)).check()
-        assert str(caught.value.hint).startswith("did you mean Training?")
+        assert str(caught.value.hint).startswith("did you mean Trainig?")
 
     def test_images_are_decoded_once_and_what_is_not_used_is_said(
         self, cifarctl: Cifarctl, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        picture(data / "val" / "cat" / "0.png")
+        picture(data / "holdout" / "cat" / "0.png")
         picture(data / "train" / "0.png")
         (data / "train" / "cat" / "notes.txt").touch()
         (data / "test" / "dog" / "list.csv").touch()
@@ -113,10 +107,11 @@ class TestBeforeTheFirstStep:
         assert set(decoded.values()) == {1}
         said = done.err[: done.err.index("Training mlp")].splitlines()
         assert said == [
+            f"{data}: 26 images of 2 classes (cat 13, dog 13): 18 for training, 2 for validation (drawn), 6 for test",
             f"{data}/train: 1 other file ignored: .txt",
             f"{data}/train: 1 file outside the classes' folders ignored",
             f"{data}/test: 1 other file ignored: .csv",
-            f"{data}: val is not used: train and test are, and validation images are drawn from train",
+            f"{data}: holdout is not used: train and test are, and validation images are drawn from train",
         ]
 
 

@@ -11,6 +11,13 @@ import torch
 
 from cifarctl import inference, models
 from cifarctl.errors import WeightsError
+from cifarctl.models.base import Classifier
+
+
+def drawn_model() -> Classifier:
+    model = models.build("mlp", classes=10)
+    assert isinstance(model, Classifier)
+    return model
 
 
 @pytest.fixture
@@ -26,17 +33,17 @@ class TestBatchesInThreads:
     images = torch.randint(256, (300, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def test_same_logits_as_with_one_thread(self) -> None:
-        model = models.build("mlp", classes=10)
+        model = drawn_model()
         in_threads = inference.predict_logits(model, self.images, batch_size=64)
         torch.set_num_threads(1)
         assert torch.equal(in_threads, inference.predict_logits(model, self.images, batch_size=64))
 
     def test_as_many_threads_afterwards(self) -> None:
-        inference.predict_logits(models.build("mlp", classes=10), self.images, batch_size=64)
+        inference.predict_logits(drawn_model(), self.images, batch_size=64)
         assert torch.get_num_threads() == 2
 
     def test_an_error_of_one_batch_is_raised(self) -> None:
-        model = models.build("mlp", classes=10)
+        model = drawn_model()
         with torch.no_grad():
             next(model.parameters()).fill_(torch.nan)
         with pytest.raises(WeightsError, match="not finite"):

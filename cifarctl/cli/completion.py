@@ -10,6 +10,7 @@ from cifarctl import models
 from cifarctl.training.recipes import Recipe, names
 
 _DATA = ("cifar10", "cifar100", "synthetic")
+_DATA_FILES = (".csv", ".npz", ".npy")
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -24,9 +25,14 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_data(incomplete: str) -> list[str]:
-    """Data sets by name, and folders."""
-    names = [name for name in _DATA if name.startswith(incomplete)]
-    return names + [f"{path}{os.sep}" for path in _starting_with(incomplete) if path.is_dir()]
+    """Data sets by name, folders, and files of images or lists of them."""
+    found = [name for name in _DATA if name.startswith(incomplete)]
+    for path in _starting_with(incomplete):
+        if path.is_dir():
+            found.append(f"{path}{os.sep}")
+        elif path.suffix.lower() in _DATA_FILES:
+            found.append(str(path))
+    return found
 
 
 def complete_arch(kind: models.Kind) -> Callable[[str], list[str]]:

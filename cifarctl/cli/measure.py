@@ -29,6 +29,13 @@ class ModelOnData:
     info: "ModelInfo"
     source: "Source"
 
+    @property
+    def train_source(self) -> "Source":
+        """The data whose training images PCA is fitted on: the model's own, if there are none in `source`."""
+        from cifarctl.data import Source
+
+        return self.source if self.source.has("train") else Source.trained_on(self.info.data, None, self.source.folder)
+
     def check_data(self, split: "Split", *, allow_changed: bool) -> list[str]:
         """Compare the data with what the model was trained on, and say what is odd with it, in words. Raises
         ChangedDataError if `split` would hold other images than in training, unless `allow_changed`, and DataError on a
@@ -44,11 +51,13 @@ class ModelOnData:
             if not allow_changed:
                 error.hint = f"--allow-changed-data measures on {split} all the same"
             raise
-        if self.info.kind == "autoencoder" and split == "test":
+        if self.info.kind == "autoencoder" and split == "test" and self.source.has("train"):
             of_train = self.source.changes(self.info.data, "train")
             pca = f"{self.source.name}: PCA is fitted on other images than the model: {'; '.join(of_train or [])}"
             remark = remark or (pca if of_train else None)
-        return [*self.source.remarks(split), *filter(None, [remark])]
+        is_new = self.source.is_path and self.source.only_measured
+        contents = [str(self.source.contents())] if is_new else []
+        return [*contents, *self.source.remarks(split), *filter(None, [remark])]
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def find_models(
         info = weights.read_info(path)
         if tta and info.kind != "classifier":
             raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
-        source = Source.trained_on(info.data, data, data_dir)
+        source = Source.trained_on(info.data, data, data_dir, classes=tuple(info.classes))
         models.append(ModelOnData(path, info, sources.setdefault(source, source)))
     first = models[0]
     for other in models[1:]:
@@ -181,8 +190,8 @@ def _measure_autoencoder(
     device = images.images.device
     autoencoder, _ = weights.load_autoencoder(model.path, device)
     history = read_history(model.path) if options.report_images else []
-    options.on_event(Progress(f"Reading train of {model.source.name}"))
-    train_images = model.source.load("train").images.to(device)
+    options.on_event(Progress(f"Reading train of {model.train_source.name}"))
+    train_images = model.train_source.load("train").images.to(device)
     report = evaluate_autoencoder(autoencoder, images, train_images, ranks=options.ranks, on_event=options.on_event)
     result |= {
         "metrics": report.metrics,

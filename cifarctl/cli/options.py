@@ -21,9 +21,10 @@ Data = Annotated[
     str,
     typer.Option(
         "--data",
-        metavar="NAME|DIR",
+        metavar="NAME|DIR|FILE",
         autocompletion=complete_data,
-        help="cifar10, cifar100, synthetic (drawn shapes, no download), or a folder DIR/{train,test}/CLASS/*.png.",
+        help="cifar10, cifar100, synthetic (drawn shapes, no download), or your own: a folder DIR/CLASS/*.png or "
+        "DIR/{train,val,test}/CLASS/*.png, a list of images (.csv with path,label), or arrays (.npz, .npy).",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -31,7 +32,7 @@ ModelsData = Annotated[
     str | None,
     typer.Option(
         "--data",
-        metavar="NAME|DIR",
+        metavar="NAME|DIR|FILE",
         autocompletion=complete_data,
         help="As for training. Default: the data that the model was trained on.",
         rich_help_panel=DATA_PANEL,

@@ -154,7 +154,7 @@ def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
                         steps.epoch(event.history[-1])
                     output.status(_epoch_line(event))
                 case Measuring():
-                    output.status("Measuring on the test split …")
+                    output.status(f"Measuring on the {event.split} split …")
                     line.show(Progress("Measuring"))
                 case Finished():
                     summary = event.summary
@@ -210,11 +210,12 @@ def _summary_table(summary: dict[str, Any]) -> "RenderableType":
     from cifarctl.cli.tables import metrics_table
     from cifarctl.wording import measured_on
 
-    test = dict(summary["test"])
-    n = test.pop("n")
+    split = "test" if summary["test"] else "val"
+    metrics = {name: value for name, value in summary[split].items() if name != "loss"}
+    n = metrics.pop("n")
     return metrics_table(
-        f"{summary['arch']}, {measured_on(n, 'test', summary['data']['name'])}",
-        test,
+        f"{summary['arch']}, {measured_on(n, split, summary['data']['name'])}",
+        metrics,
         {
             "best epoch": f"{summary['best_epoch']} of {summary['epochs']}",
             "training": f"{summary['training_seconds']:.0f} s",

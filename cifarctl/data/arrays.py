@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cifarctl.data.dataset import Dataset
-from cifarctl.data.fingerprint import listed
+from cifarctl.data.fingerprint import content_fingerprint, listed
 from cifarctl.data.kind import DataKind, Stored
-from cifarctl.data.splits import default_val_size, stratified_split
+from cifarctl.data.splits import draw_test
 from cifarctl.errors import ArrayError, DataError
 
 Array = Tensor | NDArray[Any]
@@ -86,23 +86,26 @@ class ArrayData(DataKind):
             )
         return self._given
 
+    def stored(self) -> tuple[Stored, ...]:
+        """val alone need not have been given; then it is drawn from train. test is drawn here."""
+        return ("train", "val", "test") if "val" in self.arrays.datasets else ("train", "test")
+
     def read(self, split: Stored) -> Dataset:
-        """All images of the split; the validation images follow the others of train."""
+        """All images of the split."""
         return self._splits[split]
 
-    def validation(self) -> Tensor | None:
-        """The indices of the validation images in train, if they were given."""
-        if (val := self.arrays.datasets.get("val")) is None:
-            return None
-        n = len(self.read("train"))
-        return torch.arange(n - len(val), n)
-
     def describe(self) -> dict[str, Any]:
-        """The digests of the arrays' contents."""
-        description = super().describe()
-        if (val := self.validation()) is not None:
-            description["arrays"]["train"]["val"] = len(val)
-        return description
+        """The digests of the arrays' contents; that of the validation images, if they were given, is in train's."""
+        train, val, test = (self._splits.get(split) for split in ("train", "val", "test"))
+        assert train is not None
+        assert test is not None
+        if val is not None:
+            images, labels = torch.cat((train.images, val.images)), torch.cat((train.labels, val.labels))
+            train = Dataset(images, labels, train.classes)
+        digests: dict[str, dict[str, Any]] = {"train": content_fingerprint(train), "test": content_fingerprint(test)}
+        if val is not None:
+            digests["train"]["val"] = len(val)
+        return {"classes": list(train.classes), "arrays": digests}
 
     @cached_property
     def _splits(self) -> dict[str, Dataset]:
@@ -110,19 +113,15 @@ class ArrayData(DataKind):
         train, val, test = (given.get(split) for split in ("train", "val", "test"))
         assert train is not None
         if test is None:
-            n, classes = len(train), len(train.labels.unique())
-            spare = n - classes - (val is None)  # an image of each class stays, and one for validation
-            if spare < 1:
+            drawn = draw_test(train.labels, self.seed, keep=int(val is None))
+            if drawn is None:
+                n, classes = len(train), len(train.labels.unique())
                 raise ArrayError(
                     f"{self.name}: {n} training images, {classes} classes: none can be held out for testing",
                     hint="give more images, or test images too",
                 )
-            kept, held_out = stratified_split(train.labels, min(default_val_size(n), spare), self.seed)
-            train, test = train.take(kept), train.take(held_out)
-        if val is not None:
-            images, labels = torch.cat((train.images, val.images)), torch.cat((train.labels, val.labels))
-            train = Dataset(images, labels, train.classes)
-        return {"train": train, "test": test}
+            train, test = (train.take(indices) for indices in drawn)
+        return {"train": train, "test": test} if val is None else {"train": train, "val": val, "test": test}
 
 
 def labelled(part: Part, split: str, classes: Sequence[str] | None) -> Dataset:

@@ -1,6 +1,6 @@
 """A data set in memory: two tensors and the names of the classes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,12 +12,14 @@ from cifarctl.hardware import memory_format
 class Dataset:
     """Labelled images, all on one device.
 
-    images: uint8 (N, 3, 32, 32), RGB. labels: int64 (N,), indices into `classes`.
+    images: uint8 (N, 3, 32, 32), RGB. labels: int64 (N,), indices into `classes`. paths: each image's file, N of them;
+    None if the images do not come from files of their own.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    paths: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -28,7 +30,8 @@ class Dataset:
 
     def take(self, indices: Tensor) -> "Dataset":
         """The examples at `indices`, int64 (M,), in that order."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        paths = None if self.paths is None else tuple(self.paths[i] for i in indices.tolist())
+        return replace(self, images=self.images[indices], labels=self.labels[indices], paths=paths)
 
 
 def to_float(images: Tensor) -> Tensor:

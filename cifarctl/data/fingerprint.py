@@ -1,7 +1,7 @@
 """Is this the data that a run or a model was trained on? What `Source.describe` says of two data sets, compared."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,29 @@ _OTHER = {
     "files": "some have other names or sizes, or another order",
     "arrays": "some have other pixels or labels, or another order",
 }
+_ORIGINS = {
+    "all": "drawn from all images",
+    "train": "taken from the training images",
+    "val": "a split of its own",
+    "test": "a split of its own",
+}
 
 
-def fingerprint(root: Path, paths: Iterable[Path]) -> dict[str, int | str]:
+def fingerprint(root: Path, paths: Iterable[Path], labels: Iterable[str] = ()) -> dict[str, int | str]:
     """What tells the files at `paths` from others: how many they are, and the SHA-256 of their sizes and of their
     names under `root`, in this order, on which splits depend. Their contents are not read. Raises OSError.
+
+    labels: of each file, if its name does not say its class.
     """
-    entries = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
+    entries = [
+        ((path.relative_to(root) if path.is_relative_to(root) else path).as_posix(), path.stat().st_size)
+        for path in paths
+    ]
     digest = hashlib.sha256()
     for name, size in entries:
         digest.update(f"{size} {name}\0".encode("utf-8", "surrogateescape"))
+    for label in labels:
+        digest.update(f"{label}\0".encode("utf-8", "surrogateescape"))
     return {"count": len(entries), "sha256": digest.hexdigest()}
 
 
@@ -33,6 +46,15 @@ def content_fingerprint(dataset: "Dataset") -> dict[str, int | str]:
     for tensor in (dataset.images, dataset.labels):
         digest.update(tensor.contiguous().numpy().data)
     return {"count": len(dataset), "sha256": digest.hexdigest()}
+
+
+def stored_split(split: str, stored: Collection[str]) -> str:
+    """Which of the splits that are `stored` the images of train, val or test are taken from; "all" is a set without
+    splits.
+    """
+    if "all" in stored:
+        return "all"
+    return "train" if split == "val" and "val" not in stored else split
 
 
 def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Sequence[str]) -> list[str] | None:
@@ -54,9 +76,15 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Se
     if not key or not isinstance(known, dict) or not isinstance(classes, list):
         return None
     changes = []
+    for split in splits:
+        origins = [_ORIGINS[stored_split(split, each)] for each in (known, now[key])]
+        if origins[0] != origins[1]:
+            changes.append(f"{split} was {origins[0]}, and now it is {origins[1]}")
+    if changes:
+        return changes
     if classes != now["classes"]:
         changes.append(f"classes: {class_differences(classes, 'then', now['classes'], 'now')}")
-    for split in splits:
+    for split in dict.fromkeys(stored_split(split, now[key]) for split in splits):
         before, after = known.get(split), now[key].get(split)
         counts = [each.get("count", 0) if isinstance(each, dict) else 0 for each in (after, before)]
         if counts[0] != counts[1]:

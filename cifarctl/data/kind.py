@@ -8,9 +8,10 @@ from torch import Tensor
 
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import content_fingerprint
+from cifarctl.errors import DataError
 
-Stored = Literal["train", "test"]
-"""The splits that a data set has. `Source` draws val from train."""
+Stored = Literal["train", "val", "test", "all"]
+"""The splits that a data set may have; "all" if it has none. `Source` draws what is not there."""
 
 
 class DataKind(ABC):
@@ -31,17 +32,29 @@ class DataKind(ABC):
     def recognises(cls, name: str) -> bool:
         """Whether `name` is of this kind."""
 
+    def stored(self) -> tuple[Stored, ...]:
+        """The splits that there are."""
+        return ("train", "test")
+
     @abstractmethod
     def read(self, split: Stored) -> Dataset:
-        """All images of the split. `Source` keeps what it needs again."""
+        """All images of the split, which is one of `stored`. `Source` keeps what it needs again."""
 
-    def train_labels(self) -> Tensor | None:
-        """The labels of train, int64 (N,), if they are known without reading images."""
+    def labels(self, split: Stored) -> Tensor | None:  # noqa: ARG002
+        """The labels of the split, int64 (N,), if they are known without reading images."""
         return None
 
-    def validation(self) -> Tensor | None:
-        """Which images of train are for validation, indices, int64 (M,), if the data set itself says so."""
-        return None
+    def missing(self, split: str) -> DataError:
+        """The error if a split is needed that is not there."""
+        return DataError(f"{self.name}: it has no split {split}")
+
+    def origin(self, name: str) -> str:  # noqa: ARG002
+        """Where a class is named, in words."""
+        return self.name
+
+    def has_names(self) -> bool:
+        """Whether classes have names. If not, labels are numbers, which may mean another data set's classes."""
+        return True
 
     def known_classes(self) -> tuple[str, ...] | None:
         """The names of the classes, if they are known without reading images."""
@@ -57,9 +70,8 @@ class DataKind(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What tells this data from other data of the same name, as JSON: see `fingerprint.describe_changes`."""
-        splits: tuple[Stored, ...] = ("train", "test")
-        datasets = {split: self.read(split) for split in splits}
+        datasets = {split: self.read(split) for split in self.stored()}
         return {
-            "classes": list(datasets["train"].classes),
+            "classes": list(next(iter(datasets.values())).classes),
             "arrays": {split: content_fingerprint(dataset) for split, dataset in datasets.items()},
         }

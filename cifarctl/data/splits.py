@@ -1,4 +1,4 @@
-"""Train and validation: which of the training images are held out."""
+"""Train, validation and test: which images are held out."""
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, 
     for label, count in enumerate(quota.tolist()):
         held_out[shuffled[labels[shuffled] == label][:count]] = True
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def draw_test(labels: Tensor, seed: int, *, keep: int = 1) -> tuple[Tensor, Tensor] | None:
+    """Draw a test set of a tenth, at most 2,000 images, that keeps the classes' proportions, as `stratified_split`.
+
+    keep: how many images must remain beside one of each class. None if there are too few images.
+    """
+    spare = len(labels) - len(labels.unique()) - keep
+    return stratified_split(labels, min(default_val_size(len(labels)), spare), seed) if spare > 0 else None
 
 
 def was_drawn_otherwise(labels: Tensor, val_size: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cifarctl.data.contents import SPLITS
 from cifarctl.data.fingerprint import describe_changes
 from cifarctl.errors import RunDirError
 from cifarctl.files import to_json
@@ -168,7 +169,7 @@ class Checkpoint:
 
     def _check_belonging(self, path: Path, position: Mapping[str, Any]) -> None:
         data = self.belongs_to.get("data")
-        if data and (changes := describe_changes(position.get("data") or {}, data, ("train", "test"))):
+        if data and (changes := describe_changes(position.get("data") or {}, data, SPLITS)):
             raise RunDirError(
                 f"{path}: belongs to a run on other data: {'; '.join(changes)}", hint="`overwrite` starts anew"
             )

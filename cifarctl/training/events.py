@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cifarctl.data import Split
 from cifarctl.training.checkpoint import Record
 
 
@@ -75,7 +76,9 @@ class Started:
 
 @dataclass(frozen=True)
 class Measuring:
-    """Training is over; the test split is being measured."""
+    """Training is over; the test split is being measured, or val if there is none."""
+
+    split: Split = "test"
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
                     board.log_scalars(event.history[-1])
                     _log_sample(board, setup.model, setup.data.val, int(event.history[-1]["epoch"]), setup.precision)
             yield event
-        yield Measuring()
+        yield Measuring("test" if setup.data.test else "val")
         files.write()
         run.take_place()
         # Once more: a run that was killed right after its last checkpoint has an earlier epoch's there.
@@ -155,34 +155,37 @@ def _finish(
     data: Data,
     fitted: Fitted,
 ) -> dict[str, Any]:
-    """Measure the best epoch's model on the test split, and write the final files."""
+    """Measure the best epoch's model on the test split, or on val if there is none, and write the final files."""
     from cifarctl import plots  # which imports Matplotlib: no step should wait for it
 
-    test_set = data.test.to(data.train.images.device)
+    split = "test" if data.test else "val"
+    measured_set = (data.test or data.val).to(data.train.images.device)
     report: AutoencoderReport | ClassifierReport
     if isinstance(model, Autoencoder):
-        report = evaluate_autoencoder(model, test_set, data.train.images)
+        report = evaluate_autoencoder(model, measured_set, data.train.images)
         metrics: dict[str, Any] = dict(report.metrics)
-        figure = plots.reconstructions(test_set.images[:12].cpu(), report.reconstructions[:12])
+        figure = plots.reconstructions(measured_set.images[:12].cpu(), report.reconstructions[:12])
         picture, curve = run.path / "reconstructions.png", "psnr"
     else:
         assert isinstance(model, Classifier)
-        report = evaluate_classifier(model, test_set)
+        report = evaluate_classifier(model, measured_set)
         metrics = dict(report.metrics)
-        figure = plots.confusion(report.confusion_matrix, test_set.classes)
+        figure = plots.confusion(report.confusion_matrix, measured_set.classes)
         picture, curve = run.path / "confusion.png", "accuracy"
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise TrainingError(f"the test split's {name} is not finite", hint="a lower `lr`, or `precision` fp32")
+            raise TrainingError(f"the {split} split's {name} is not finite", hint="a lower `lr`, or `precision` fp32")
     plots.save(figure, picture)
     run.write_history(fitted.history)
     plots.save(plots.curves(fitted.history, curve), run.path / "curves.png")
     if board:
-        board.log_picture(f"test/{picture.stem}", picture, int(fitted.history[-1]["epoch"]))
+        board.log_picture(f"{split}/{picture.stem}", picture, int(fitted.history[-1]["epoch"]))
 
     best = next(record for record in fitted.history if record["epoch"] == fitted.best_epoch)
     val = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
-    measured = {"best_epoch": fitted.best_epoch, "val": val, "test": {"n": report.n, **metrics}}
+    figures = {"n": report.n, **metrics}
+    of_splits = {"val": val, "test": figures} if data.test else {"val": {**val, **figures}, "test": None}
+    measured = {"best_epoch": fitted.best_epoch, **of_splits}
     weights.save(run.model, model.state_dict(), replace(info, metrics=measured))
     summary = {
         "run": str(run.path),

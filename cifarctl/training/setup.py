@@ -5,7 +5,7 @@ import platform
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 
 from cifarctl import models, weights
 from cifarctl.data import Arrays, Dataset, Source
+from cifarctl.data.contents import SPLITS
 from cifarctl.data.fingerprint import describe_changes
+from cifarctl.data.source import drew_val
 from cifarctl.distributed import Ranks
 from cifarctl.errors import ChangedDataError, RunDirError
 from cifarctl.evaluation import require_classes
@@ -38,11 +40,11 @@ from cifarctl.version import __version__
 
 @dataclass(frozen=True)
 class Data:
-    """train, val: on the run's device. test: on the CPU, for the end. description: `Source.describe`."""
+    """train, val: on the run's device. test: on the CPU, if there is one. description: `Source.describe`."""
 
     train: Dataset
     val: Dataset
-    test: Dataset
+    test: Dataset | None
     description: dict[str, Any]
     remarks: tuple[str, ...]
 
@@ -164,11 +166,15 @@ def _write_config(
 
 def _load(source: Source, resumed_config: dict[str, Any], device: torch.device) -> Data:
     """Open and check all splits. resumed_config: that of the run to resume, if there is one."""
+    if resumed_config:
+        source = replace(source, draws_val=drew_val(resumed_config.get("data") or {}))
     remarks = source.check()
+    if source.is_path:
+        remarks = (str(source.contents()), *remarks)
     description = source.describe()
     if resumed_config:
         then = resumed_config.get("data")
-        changes = describe_changes(then if isinstance(then, dict) else {}, description, ("train", "test"))
+        changes = describe_changes(then if isinstance(then, dict) else {}, description, SPLITS)
         if changes:
             raise ChangedDataError(
                 f"{source.name}: other data than when the run was started: {'; '.join(changes)}",
@@ -180,7 +186,8 @@ def _load(source: Source, resumed_config: dict[str, Any], device: torch.device) 
         if resumed_config.get("options", {}).get("compile"):
             remarks += ("the run was started with --compile, which this version does not have: it goes on without",)
     train, val = (source.load(split).to(device) for split in ("train", "val"))
-    return Data(train, val, source.load("test"), description, remarks)
+    test = source.load("test") if source.has("test") else None
+    return Data(train, val, test, description, remarks)
 
 
 def _weights_to_learn_from(

@@ -1,0 +1,222 @@
+"""Arrays in files as a data set: an .npz file, or an .npy file of images with one of labels beside it."""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifarctl.data.arrays import labelled
+from cifarctl.data.dataset import Dataset
+from cifarctl.data.fingerprint import listed
+from cifarctl.data.kind import DataKind, Stored
+from cifarctl.data.layouts import SPLIT_NAMES
+from cifarctl.errors import ArrayError, DataError
+
+_ROLES = {
+    **dict.fromkeys(("images", "image", "data", "x"), "images"),
+    **dict.fromkeys(("labels", "label", "targets", "y"), "labels"),
+}
+_CLASSES = ("classes", "class_names", "label_names")
+_EXPECTED = (
+    "expected images and labels, or x_train, y_train, x_test and y_test: np.savez(FILE, images=…, labels=…), uint8 "
+    "(N, 32, 32, 3) or (N, 3, 32, 32), and integers (N,)"
+)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What a file holds. parts: by split, the arrays `images` and `labels`. unused: names."""
+
+    parts: Mapping[Stored, Mapping[str, NDArray[Any]]]
+    classes: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+
+class ArrayFile(DataKind):
+    """The data set in the file `name`. Its images stay in order within a class, and classes follow one another."""
+
+    is_path = True
+
+    @classmethod
+    def recognises(cls, name: str) -> bool:
+        """Whether `name` has the suffix of such a file and is no folder."""
+        return Path(name).suffix.lower() in (".npz", ".npy") and not Path(name).is_dir()
+
+    def stored(self) -> tuple[Stored, ...]:
+        """The splits that the file names."""
+        return tuple(self._datasets)
+
+    def read(self, split: Stored) -> Dataset:
+        """All images of the split."""
+        return self._datasets[split]
+
+    def labels(self, split: Stored) -> Tensor:
+        """The labels of the split, int64 (N,)."""
+        return self._datasets[split].labels
+
+    def known_classes(self) -> tuple[str, ...]:
+        """The names of the classes, or numbers."""
+        return next(iter(self._datasets.values())).classes
+
+    def has_names(self) -> bool:
+        """Whether the file names its classes."""
+        return bool(self._named.classes)
+
+    def unused(self) -> list[str]:
+        """A remark on arrays that are not used."""
+        names = self._named.unused
+        return [f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used"] if names else []
+
+    def describe(self) -> dict[str, Any]:
+        """The digests of the arrays' contents."""
+        return self._description
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return super().describe()
+
+    @cached_property
+    def _named(self) -> _Named:
+        path = Path(self.name)
+        return _npz(path) if path.suffix.lower() == ".npz" else _npy(path)
+
+    @cached_property
+    def _datasets(self) -> dict[Stored, Dataset]:
+        named = self._named
+        labels = {split: _checked_labels(part["labels"], self.name, split) for split, part in named.parts.items()}
+        count = 1 + max(int(each.max(initial=0)) for each in labels.values())
+        classes = named.classes or tuple(str(label) for label in range(count))
+        found: dict[Stored, Dataset] = {}
+        for split, part in named.parts.items():
+            if part["images"].dtype != np.uint8:
+                raise DataError(
+                    f"{self.name}: {_name(split)}images are {part['images'].dtype}, not uint8", hint=_EXPECTED
+                )
+            try:
+                dataset = labelled((part["images"], labels[split]), _name(split).strip() or "all", classes)
+            except ArrayError as error:
+                raise DataError(f"{self.name}: {error}", hint=error.hint or _EXPECTED) from None
+            # As folders have them, so that the same images are the same data set.
+            found[split] = dataset.take(torch.argsort(dataset.labels, stable=True))
+        return found
+
+
+def _name(split: Stored) -> str:
+    return "" if split == "all" else f"{split} "
+
+
+def _checked_labels(labels: NDArray[Any], name: str, split: Stored) -> NDArray[Any]:
+    """Integers (N,); a column of them, (N, 1), is made so."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{name}: {_name(split)}labels are {labels.dtype} {labels.shape}, not integers", hint=_EXPECTED)
+    return labels
+
+
+def _npz(path: Path) -> _Named:
+    loaded = _load(path)
+    if isinstance(loaded, np.ndarray):
+        raise DataError(f"{path}: one array, not an .npz file of several", hint=_EXPECTED)
+    with loaded:
+        parts: dict[Stored, dict[str, str]] = {}
+        unused = []
+        classes: tuple[str, ...] = ()
+        for name in loaded.files:
+            split, role = _meaning(name)
+            if name.lower() in _CLASSES:
+                classes = _class_names(_array(loaded, name, path), path)
+            elif not role:
+                unused.append(name)
+            elif role in parts.setdefault(split, {}):
+                raise _unclear(path, loaded.files)
+            else:
+                parts[split][role] = name
+        if not parts or ("all" in parts and len(parts) > 1) or any(len(part) < 2 for part in parts.values()):
+            raise _unclear(path, loaded.files)
+        arrays = {
+            split: {role: _array(loaded, name, path) for role, name in part.items()} for split, part in parts.items()
+        }
+    return _Named(arrays, classes, tuple(unused))
+
+
+def _meaning(name: str) -> tuple[Stored, str | None]:
+    """The split and the role of an array, by its name: "x_train" is ("train", "images"); None if it has no role."""
+    words = re.split(r"[_\-. ]+", name.lower())
+    roles = [_ROLES[word] for word in words if word in _ROLES]
+    splits = [SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES]
+    if len(roles) != 1 or len(splits) > 1 or len(words) != 1 + len(splits):
+        return "all", None
+    return (splits[0] if splits else "all"), roles[0]
+
+
+def _unclear(path: Path, names: list[str]) -> DataError:
+    return DataError(f"{path}: which arrays are images and labels? It holds {listed(names) or 'none'}", hint=_EXPECTED)
+
+
+def _npy(path: Path) -> _Named:
+    candidates = [path.with_name(name) for name in _label_files(path.name)]
+    labels = next((each for each in candidates if each.is_file() and each != path), None)
+    images = _load(path)
+    if not isinstance(images, np.ndarray):
+        raise DataError(f"{path}: an .npz file; name it so")
+    if images.ndim < 2:
+        raise DataError(f"{path}: {images.dtype} {images.shape}, no images", hint="name the file of the images")
+    if labels is None:
+        raise DataError(
+            f"{path}: no labels beside it", hint=f"expected one of: {listed([each.name for each in candidates])}"
+        )
+    names = path.with_name("classes.npy")
+    classes = _class_names(_load(names), names) if names.is_file() else ()
+    return _Named({"all": {"images": images, "labels": _load(labels)}}, classes)
+
+
+def _label_files(name: str) -> list[str]:
+    """What the file of labels of the images in the file `name` may be called."""
+    changes = (("images", "labels"), ("image", "label"), ("data", "labels"), (r"(?<![a-z])x(?![a-z])", "y"))
+    changed = [re.sub(old, new, name, flags=re.IGNORECASE) for old, new in changes]
+    return [*dict.fromkeys(each for each in changed if each != name), "labels.npy"]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from None
+
+
+def _array(loaded: Any, name: str, path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = loaded[name]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+        raise _unreadable(Path(f"{path}: {name}"), error) from None
+    return array
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if "allow_pickle" in str(error) or "pickle" in str(error).lower():
+        return DataError(f"{path}: Python objects (a pickle), which are never read", hint=_EXPECTED)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return DataError(f"{path}: cannot be read ({reason})")
+
+
+def _class_names(array: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "US" or array.ndim != 1:
+        raise DataError(f"{path}: classes are not a list of names", hint="save them as np.array([…]), without objects")
+    try:
+        names = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in array.tolist())
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: names of classes that are not UTF-8") from None
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two classes have the same name")
+    return names

@@ -1,0 +1,44 @@
+"""What is in a data set: how many images of which classes in which split, as numbers and in words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cifarctl.data import Split
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_WORDS = {"train": "for training", "val": "for validation", "test": "for test"}
+_CLASSES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The images of a data set.
+
+    counts: by split, how many images of each of `classes`; a split that is missing is not there. drawn: the splits that
+    are drawn from others. is_whole: whether all images are the test split because there are no splits.
+    remarks: what is not used, and why.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    counts: Mapping[Split, tuple[int, ...]]
+    drawn: tuple[Split, ...] = ()
+    is_whole: bool = False
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """In one line, for example "pets: 60 images of 2 classes (cat 40, dog 20): 48 for training, …"."""
+        totals = [sum(each) for each in zip(*self.counts.values(), strict=True)]
+        if len(self.classes) <= _CLASSES_SHOWN:
+            classes = ", ".join(f"{name} {total:,}" for name, total in zip(self.classes, totals, strict=True))
+        else:
+            low, high = min(totals), max(totals)
+            classes = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
+        found = f"{self.name}: {sum(totals):,} images of {len(self.classes)} classes ({classes})"
+        if self.is_whole:
+            return f"{found}: all are measured, since they are in no splits"
+        splits = [
+            f"{sum(counts):,} {_WORDS[split]}{' (drawn)' if split in self.drawn else ''}"
+            for split, counts in self.counts.items()
+        ]
+        return f"{found}: {', '.join(splits)}"

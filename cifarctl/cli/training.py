@@ -119,7 +119,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
 
     names = [name for name in context.params if _is_given(context, name)]
     if "assignments" in names:
-        names += given.overrides or {}
+        names += [*(given.overrides or {}), *(["latent_dim"] if given.latent_dim is not None else [])]
     try:
         return resumed(given, stored, names)
     except UsageError as error:

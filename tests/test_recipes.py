@@ -133,3 +133,10 @@ def test_the_latents_are_printed_and_no_field_that_this_training_does_not_use(ci
     assert (twice.code, "latent_dim is set twice" in twice.error) == (2, True)
     for unused in ("label_smoothing", "teacher_temperature", "encoder_lr", "image_sizes"):
         assert unused not in cifarctl("train-ae", "--set", "banana=1", "--print-recipe").error
+
+
+def test_image_sizes_in_the_wrong_order_are_refused(cifarctl: Cifarctl) -> None:
+    refused = cifarctl("train-clf", "--set", "image_sizes=[[0.6,24],[0.3,16]]", "--print-recipe")
+    assert refused.code == 2
+    assert "its fractions of the steps must rise" in refused.error
+    assert cifarctl("train-clf", "--set", "image_sizes=[[0.3,16],[0.6,24]]", "--print-recipe").code == 0

@@ -287,6 +287,12 @@ def read_history(model: Path) -> list[Record]:
         return []
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [{name: float(value) for name, value in record.items()} for record in records]
+        return [{name: _number(value) for name, value in record.items()} for record in records]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunDirError(f"{path}: cannot be read ({error})") from None
+
+
+def _number(value: object) -> float | int:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value

@@ -28,11 +28,13 @@ import matplotlib.figure  # noqa: F401
 import torch  # noqa: F401
 from safetensors import safe_open
 
+from cifarctl import plots  # noqa: F401
+from cifarctl.cli import training as training_command  # noqa: F401
 from cifarctl.entry import main as cifarctl_main
 from cifarctl.training import session  # noqa: F401
 
 CONVOLUTIONS = ("train-clf", "--data", "synthetic", "--set", "model.widths=24,24,24", "--no-tensorboard")
-RUN = (*CONVOLUTIONS, "--limit", "1024", "--val-size", "100", "--batch-size", "64", "--epochs", "5")
+RUN = (*CONVOLUTIONS, "--limit", "2048", "--val-size", "100", "--batch-size", "64", "--epochs", "5")
 # Of what is resumed after damage, many times: few steps.
 SHORT = (*CONVOLUTIONS, "--limit", "64", "--val-size", "50", "--batch-size", "32", "--epochs", "4")
 RESUME = ("train-clf", "--resume")

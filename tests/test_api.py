@@ -198,6 +198,8 @@ class TestArrays:
         self, run: cifarctl.Run[cifarctl.LoadedClassifier], data: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
         model = run.load()
+        call = "cifarctl.train_classifier(out, data=arrays, arch='mlp', epochs=1, batch_size=50)"
+        assert model.info.training["command"] == call, "no command line could give it the arrays"
         assert model.classes == tuple("0123456789")
         for same in (data, (data[0].numpy().transpose(0, 2, 3, 1), data[1].numpy()), cifarctl.Arrays(data)):
             report = cifarctl.evaluate(model, data=same)

@@ -11,6 +11,7 @@ import torch
 
 from cifarctl import models
 from cifarctl.data import Arrays, Source, locate
+from cifarctl.data.arrays import NAME as ARRAYS
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Device, Precision, select_device, select_precision
 from cifarctl.models.base import Classifier, Model
@@ -126,10 +127,14 @@ class TrainOptions:
 
     @property
     def command(self) -> str:
-        """The shortest command line that trains the same, but for where files lie."""
+        """The shortest command line that trains the same, but for where files lie; for a program's arrays, the call."""
         given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
         given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)}
         overrides = dict(self.overrides or {})
+        if given.get("data") == ARRAYS:
+            del given["data"]
+            more = "".join(f", {name}={value!r}" for name, value in {**given, **overrides}.items())
+            return f"cifarctl.train_{self.kind}(out, data=arrays{more})"
         given |= {name: overrides.pop(name) for name in list(overrides) if name in recipes.WITH_OPTIONS}
         words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
         for name, value in given.items():

@@ -158,7 +158,8 @@ def stop(folder: Path, name: str, *arguments: str) -> None:
     """Train until the third epoch has been saved, and end with SIGTERM."""
     log = folder / f"{name}-stopped.txt"
     process = Training((*arguments, "--out", str(folder / name)), log)
-    while not log.exists() or "epoch 3/" not in log.read_text():
+    while not log.exists() or "epoch 3/" not in (said := log.read_text()):
+        assert not log.exists() or "error: " not in said, said
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGTERM)
     ended = process.wait()

@@ -19,7 +19,7 @@ from cifarctl.data.arrays import NAME, Part, labelled
 from cifarctl.data.contents import Contents
 from cifarctl.data.download import install_official
 from cifarctl.data.images import named_image, read_images
-from cifarctl.errors import ArrayError, ChangedDataError, ImageError
+from cifarctl.errors import ArrayError, ChangedDataError, ImageError, UsageError
 from cifarctl.evaluation import (
     AutoencoderReport,
     ClassifierReport,
@@ -36,8 +36,9 @@ from cifarctl.training.run_dir import RunDir, read_history
 from cifarctl.training.session import Event, Finished, train
 
 PathLike = str | Path
-Images = Tensor | NDArray[np.uint8] | NDArray[np.float32] | PathLike | Sequence[PathLike]
-"""uint8, or float in [0, 1], (N, 3, 32, 32); or image files of any size."""
+_Array = Tensor | NDArray[np.uint8] | NDArray[np.float32]
+Images = _Array | PathLike | Sequence[PathLike] | Sequence[_Array]
+"""uint8, or float in [0, 1], (N, 3, 32, 32) or (N, 32, 32, 3), or a list of such images; or image files of any size."""
 Data = PathLike | Arrays | Part
 """A data set by name or path, or a program's own images: see `Arrays`."""
 
@@ -98,9 +99,15 @@ class LoadedAutoencoder:
         """Images -> latents, float32 (N, D). Raises as `LoadedClassifier.logits`."""
         return inference.encode(self.module, _to_tensor(images))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents, float (N, D) -> images, float32 (N, 3, 32, 32) in [0, 1]."""
-        return inference.decode(self.module, latents)
+    def decode(self, latents: Tensor | NDArray[np.floating[Any]]) -> Tensor:
+        """Latents, float (N, D) -> images, float32 (N, 3, 32, 32) in [0, 1]. Raises ValueError on another shape."""
+        if not isinstance(latents, Tensor | np.ndarray):
+            raise TypeError(f"latents are of type {type(latents).__name__}, not a tensor or an array")
+        tensor, floats = torch.as_tensor(latents), self.module.latent_dim
+        if tensor.ndim != 2 or tensor.shape[1] != floats or not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"latents are {kind} {tuple(tensor.shape)}, not float (N, {floats})")
+        return inference.decode(self.module, tensor.float())
 
     def reconstruct(self, images: Images) -> Tensor:
         """`decode` after `encode`."""
@@ -284,7 +291,7 @@ def evaluate(
 ) -> AutoencoderReport: ...
 @overload
 def evaluate(
-    model: LoadedClassifier | LoadedAutoencoder,
+    model: LoadedClassifier | LoadedAutoencoder | PathLike,
     *,
     data: Data | None = None,
     data_dir: PathLike | None = None,
@@ -293,7 +300,7 @@ def evaluate(
     allow_changed_data: bool = False,
 ) -> ClassifierReport | AutoencoderReport: ...
 def evaluate(
-    model: LoadedClassifier | LoadedAutoencoder,
+    model: LoadedClassifier | LoadedAutoencoder | PathLike,
     *,
     data: Data | None = None,
     data_dir: PathLike | None = None,
@@ -301,7 +308,8 @@ def evaluate(
     tta: bool = False,
     allow_changed_data: bool = False,
 ) -> ClassifierReport | AutoencoderReport:
-    """Measure a model on a split of `data`, by default of the data that it was trained on.
+    """Measure a model, or the one that `load` finds by this name, on a split of `data`, by default of the data that it
+    was trained on.
 
     data: as for training. (images, labels), or images alone for an autoencoder, are split as in training if the model
     was trained on them; otherwise they all are the test split. Their labels count the classes of that training.
@@ -311,6 +319,10 @@ def evaluate(
     """
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}, not one of: {', '.join(get_args(Split))}")
+    if isinstance(model, str | Path):
+        model = load(model)
+    if not isinstance(model, LoadedClassifier | LoadedAutoencoder):
+        raise TypeError(f"model is of type {type(model).__name__}, not a loaded model, a path or a name")
     source, images = _chosen(model.info, data, Path(data_dir) if data_dir else None, split, allow_changed_data)
     images = images.to(device := next(model.module.parameters()).device)
     if isinstance(model, LoadedClassifier):
@@ -354,6 +366,8 @@ def _train(
     on_event: Callable[[Event], object] | None,
 ) -> Run[Any]:
     path = Path(out)
+    if not (on_event is None or callable(on_event)):
+        raise UsageError(f"`on_event` is {on_event!r}, not a function")
     if arrays and options.kind == "classifier" and not arrays.datasets["train"].classes:
         raise ArrayError("`data`: a classifier needs labels", hint="`data` takes (images, labels)")
     if resume:
@@ -405,6 +419,11 @@ def _arrays_of(data: Data) -> Arrays | None:
     """The arrays, unless `data` is a name."""
     if isinstance(data, str | Path):
         return None
+    if not isinstance(data, Arrays | Tensor | np.ndarray | tuple | list):
+        raise UsageError(
+            f"`data` is of type {type(data).__name__}, not a name, a path or arrays",
+            hint="(images, labels), arrays or tensors, or an `Arrays` of such parts",
+        )
     return data if isinstance(data, Arrays) else Arrays(data)
 
 
@@ -412,6 +431,18 @@ def _to_tensor(images: Images) -> Tensor:
     if isinstance(images, str | Path):
         images = [images]
     if not isinstance(images, Tensor | np.ndarray):
+        if not isinstance(images, Sequence):
+            raise TypeError(f"images are of type {type(images).__name__}, not arrays, tensors or paths")
+        if not images:
+            raise ValueError("images: an empty list")
+        kinds = {type(image).__name__ for image in images}
+        tensors = [torch.as_tensor(image) for image in images if isinstance(image, Tensor | np.ndarray)]
+        if len(tensors) == len(images):
+            if len(shapes := {tuple(tensor.shape) for tensor in tensors}) > 1:
+                raise ValueError(f"images are of several shapes: {', '.join(map(str, sorted(shapes)))}")
+            return _to_tensor(torch.stack(tensors))
+        if not all(isinstance(image, str | Path) for image in images):
+            raise TypeError(f"images are a list of {' and '.join(sorted(kinds))}, not all arrays or all paths")
         return torch.from_numpy(np.stack(list(_decoded(named_image(str(path)) for path in images))))
     tensor = torch.as_tensor(images)
     if tensor.ndim == 4 and tensor.shape[1:] == (32, 32, 3):

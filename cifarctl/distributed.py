@@ -4,14 +4,17 @@ All of them hold the same weights and take the same steps; only process 0 writes
 torch.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
-from cifarctl.errors import ProcessLostError
+from cifarctl.errors import UsageError
+from cifarctl.roll_call import RollCall, lost
 
 if TYPE_CHECKING:
     import torch
@@ -20,16 +23,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+# How long processes wait for each other, unless CIFARCTL_TIMEOUT says so. What one of them does alone while the others
+# wait, such as writing a checkpoint, takes seconds.
+_TIMEOUT_SECONDS = 600.0
+
 
 @dataclass(frozen=True)
 class Ranks:
     """This process's number, counting from 0, among `size` processes.
 
-    All processes must call the methods in the same order. They raise ProcessLostError if a process has ended.
+    All processes must call the methods in the same order. They raise ProcessLostError if a process has ended, or does
+    not answer in time.
     """
 
     rank: int = 0
     size: int = 1
+    _roll_call: RollCall | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -54,7 +63,7 @@ class Ranks:
         tensors = list(tensors)
         requests = torch.zeros(self.size, device=tensors[0].device)  # a place for each process, so that no two add up
         requests[self.rank] = request
-        with torch.no_grad(), _peers():
+        with torch.no_grad(), self._exchange():
             message = torch.cat([*(tensor.flatten().float() for tensor in tensors), requests])
             torch.distributed.all_reduce(message)
             *sums, requests = message.split([*(tensor.numel() for tensor in tensors), self.size])
@@ -69,7 +78,7 @@ class Ranks:
         import torch
 
         box = [value]
-        with _peers():
+        with self._exchange():
             torch.distributed.broadcast_object_list(box)
         return box[0]
 
@@ -80,7 +89,7 @@ class Ranks:
         import torch
 
         values: list[T] = [value] * self.size
-        with _peers():
+        with self._exchange():
             torch.distributed.all_gather_object(values, value)
         return values
 
@@ -107,6 +116,9 @@ class Ranks:
             results = self.gather(list(function(iter(dealt[self.rank * length :][:length]))))
             if self.is_main:
                 yield from chain.from_iterable(results)
+
+    def _exchange(self) -> AbstractContextManager[None]:
+        return self._roll_call.exchange() if self._roll_call else nullcontext()
 
 
 ALONE = Ranks()
@@ -137,11 +149,35 @@ def local_device(device: "torch.device") -> "torch.device":
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
+def torchrun_words() -> list[str]:
+    """The words before `-m` in the command that has started this process and others; none without torchrun.
+
+    OPTIONS stands for torchrun's options if there are several machines, since they differ between these.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return ["torchrun", "OPTIONS"]
+    return ["torchrun", "--standalone", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
+
+
+def _timeout_seconds() -> float:
+    given = os.environ.get("CIFARCTL_TIMEOUT", "")
+    try:
+        seconds = float(given or _TIMEOUT_SECONDS)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds <= 1e6:  # NaN is not either
+        raise UsageError(f"CIFARCTL_TIMEOUT is {given!r}, not a number of seconds from 1 to 1,000,000")
+    return seconds
+
+
 @contextmanager
 def join_ranks(device: "torch.device") -> Iterator[Ranks]:
     """Inside, this process is connected with the others that torchrun has started, if it has started several.
 
-    Raises ProcessLostError if they cannot be reached.
+    They wait for each other for ten minutes, or as many seconds as CIFARCTL_TIMEOUT says. Raises ProcessLostError if
+    they cannot be reached, UsageError on another CIFARCTL_TIMEOUT.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield ALONE
@@ -150,27 +186,21 @@ def join_ranks(device: "torch.device") -> Iterator[Ranks]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    with _peers():
-        store, rank, size = next(iter(rendezvous("env://")))
-        # The store outlives a restart, and would hold the addresses of the processes that have died.
-        store = PrefixStore(f"restart {restarts()}", store)
-        # Objects always travel by gloo; tensors on GPUs by NCCL.
+    seconds = _timeout_seconds()
+    timeout = timedelta(seconds=seconds)
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    except RuntimeError as error:
+        raise lost(process_number(), error) from None
+    # The store outlives a restart, and would hold the addresses of the processes that have died.
+    store = PrefixStore(f"restart {restarts()}", store)
+    roll_call = RollCall(PrefixStore("roll call", store), rank, size, seconds)
+    with roll_call.exchange():
+        # Objects always travel by gloo; tensors on GPUs by NCCL, which after the same time ends the process itself.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield Ranks(rank, size)
+        yield Ranks(rank, size, roll_call)
     finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _peers() -> Iterator[None]:
-    """Turn what the backends raise when a process has ended into ProcessLostError."""
-    try:
-        yield
-    except RuntimeError as error:  # gloo raises it bare; torch's own distributed errors are kinds of it
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ProcessLostError(
-            f"process {process_number()} lost the others ({reason})",
-            hint="the first to fail says why; torchrun --max-restarts N goes on from the checkpoint",
-        ) from None
+        if dist.is_initialized():
+            dist.destroy_process_group()

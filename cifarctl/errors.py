@@ -60,7 +60,7 @@ class TrainingError(CifarctlError):
 
 
 class ProcessLostError(CifarctlError):
-    """Another process of those that torchrun started has ended."""
+    """Another process of those that torchrun started has ended, or does not answer."""
 
 
 class Interrupted(CifarctlError):  # noqa: N818 (it is no error)

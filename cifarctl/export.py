@@ -65,5 +65,8 @@ def export(
                 program, (example,), dynamo=True, input_names=names[:1], output_names=names[1:], verbose=False
             )
             assert written is not None
+            for value in (*written.model.graph.inputs, *written.model.graph.outputs):
+                assert value.shape is not None
+                value.shape[0] = "batch"  # the exporter calls it s77 or the like
             written.model.metadata_props.update(classes=json.dumps(info.classes), model=info.model)
             written.save(temporary, external_data=False)

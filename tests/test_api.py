@@ -50,7 +50,14 @@ def test_images_may_be_files_arrays_or_tensors(classifier_run: Path, photos: Pat
     images = Source("synthetic").load("test").images[:4]
     expected = model.logits(images)
     paths = sorted(photos.iterdir())[:4]
-    for same in (images.numpy(), images.float() / 255, paths, [str(path) for path in paths]):
+    for same in (
+        images.numpy(),
+        images.float() / 255,
+        list(images),
+        list(images.numpy()),
+        paths,
+        list(map(str, paths)),
+    ):
         assert torch.allclose(model.logits(same), expected, atol=1e-4)
     assert torch.allclose(model.logits(paths[0]), expected[:1], atol=1e-4)
 
@@ -74,7 +81,11 @@ def test_an_autoencoder_encodes_and_decodes(autoencoder_run: Path) -> None:
     latents = model.encode(images)
     assert latents.shape == (4, 64)
     assert torch.allclose(model.decode(latents), model.reconstruct(images), atol=1e-5)
-    assert isinstance(cifarctl.evaluate(model).metrics["psnr"], float)
+    assert torch.equal(model.decode(latents.numpy()), model.decode(latents))
+    for wrong, error in ((latents[:, :3], ValueError), (latents[0], ValueError), ([1.0], TypeError)):
+        with pytest.raises(error, match="latents are"):
+            model.decode(wrong)  # type: ignore[arg-type]
+    assert cifarctl.evaluate(str(autoencoder_run)).metrics == cifarctl.evaluate(model).metrics
 
 
 def test_the_pretrained_models_are_typed_by_their_names() -> None:
@@ -133,6 +144,7 @@ def test_a_run_gives_its_events_its_history_and_its_model(tmp_path: Path) -> Non
     assert (events[0].train, events[0].val, events[0].precision) == (100, 50, "fp32")
     assert run.history == [event.history[-1] for event in events if isinstance(event, EpochDone)]
     assert [record["epoch"] for record in run.history] == [1, 2]
+    assert all(type(record[name]) is int for record in run.history for name in ("epoch", "step"))
     assert not list(run.path.glob("events.out.tfevents.*"))
     assert len(run.load().classes) == 10
 
@@ -186,6 +198,8 @@ class TestArrays:
         self, run: cifarctl.Run[cifarctl.LoadedClassifier], data: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
         model = run.load()
+        call = "cifarctl.train_classifier(out, data=arrays, arch='mlp', epochs=1, batch_size=50)"
+        assert model.info.training["command"] == call, "no command line could give it the arrays"
         assert model.classes == tuple("0123456789")
         for same in (data, (data[0].numpy().transpose(0, 2, 3, 1), data[1].numpy()), cifarctl.Arrays(data)):
             report = cifarctl.evaluate(model, data=same)
@@ -283,6 +297,38 @@ def test_a_value_of_another_type_is_refused_before_the_run(
     with pytest.raises(cifarctl.CifarctlError, match=says):
         cifarctl.train_classifier(tmp_path / "run", data="synthetic", **arguments)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"data": None}, "`data` is of type NoneType, not a name, a path or arrays"),
+        ({"data": 3}, "`data` is of type int, not a name"),
+        ({"data": "synthetic", "on_event": 3}, "`on_event` is 3, not a function"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_in_a_sentence(
+    tmp_path: Path, arguments: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        cifarctl.train_classifier(tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "says"),
+    [
+        (3, TypeError, "images are of type int, not arrays, tensors or paths"),
+        ([3], TypeError, "images are a list of int, not all arrays or all paths"),
+        ([], ValueError, "images: an empty list"),
+        ([np.zeros((3, 32, 32), np.uint8), np.zeros((32, 32, 3), np.uint8)], ValueError, "of several shapes"),
+    ],
+)
+def test_images_of_another_type_are_refused_in_a_sentence(images: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        cifarctl.load_classifier("classifier", device="cpu").predict(images)
+    with pytest.raises(TypeError, match="model is of type int, not a loaded model, a path or a name"):
+        cifarctl.evaluate(3)  # type: ignore[call-overload]
 
 
 class TestImages:

@@ -39,6 +39,7 @@ def test_onnxruntime_has_our_logits_for_any_number_of_images(
     for count in (1, 9):
         (logits,) = session.run(None, {"images": pixels[:count]})
         np.testing.assert_allclose(logits, classifier.logits(images[:count]).numpy(), atol=1e-4)
+    assert [end.shape[0] for end in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
     properties = session.get_modelmeta().custom_metadata_map
     assert tuple(json.loads(properties["classes"])) == classifier.classes
 

@@ -100,6 +100,7 @@ def test_a_recipe_that_is_not_there_is_refused_before_the_run(
         ("train-clf", "--recipe", "max", "--epochs", "3", "--set", "model.widths=24,32,32"),
         ("train-clf", "--encoder", "autoencoder", "--finetune"),
         ("train-ae", "--arch", "conv2", "--set", "flip=none"),
+        ("train-ae", "--latent-dim", "99"),
     ],
 )
 def test_a_printed_recipe_is_what_set_takes(cifarctl: Cifarctl, arguments: tuple[str, ...]) -> None:
@@ -122,3 +123,20 @@ def test_every_recipe_fits_its_architecture() -> None:
                 model = models.build(architecture, **recipe.model)
             parameters = dict(model.named_parameters())
             assert recipe.trained_until.keys() <= parameters.keys(), (architecture, name)
+
+
+def test_the_latents_are_printed_and_no_field_that_this_training_does_not_use(cifarctl: Cifarctl) -> None:
+    assert cifarctl("train-ae", "--latent-dim", 99, "--print-recipe", "--json").json["latent_dim"] == 99
+    assert cifarctl("train-ae", "--print-recipe", "--json").json["latent_dim"] == 256
+    assert "latent_dim" not in cifarctl("train-clf", "--print-recipe", "--json").json
+    twice = cifarctl("train-ae", "--latent-dim", 99, "--set", "latent_dim=98", "--print-recipe")
+    assert (twice.code, "latent_dim is set twice" in twice.error) == (2, True)
+    for unused in ("label_smoothing", "teacher_temperature", "encoder_lr", "image_sizes"):
+        assert unused not in cifarctl("train-ae", "--set", "banana=1", "--print-recipe").error
+
+
+def test_image_sizes_in_the_wrong_order_are_refused(cifarctl: Cifarctl) -> None:
+    refused = cifarctl("train-clf", "--set", "image_sizes=[[0.6,24],[0.3,16]]", "--print-recipe")
+    assert refused.code == 2
+    assert "its fractions of the steps must rise" in refused.error
+    assert cifarctl("train-clf", "--set", "image_sizes=[[0.3,16],[0.6,24]]", "--print-recipe").code == 0

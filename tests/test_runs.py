@@ -124,9 +124,11 @@ class TestOverwrite:
     def test_files_with_other_names_stay(self, cifarctl: Cifarctl, whole: Path, tmp_path: Path) -> None:
         out = Path(shutil.copytree(whole, tmp_path / "run"))
         for name in ("notes.txt", "events.out.tfevents.1.other"):
-            (out / name).write_text("precious")
+            (out / name).write_text("precious val/loss")
         assert cifarctl(*RUN, "--seed", 1, "--out", out, "--overwrite").code == 0
-        assert [(out / name).read_text() for name in ("notes.txt", "events.out.tfevents.1.other")] == ["precious"] * 2
+        assert [(out / name).read_text() for name in ("notes.txt", "events.out.tfevents.1.other")] == [
+            "precious val/loss"
+        ] * 2
         assert model_bytes(out) != model_bytes(whole)
 
     def test_a_new_run_that_fails_leaves_the_old_one_as_it_was(
@@ -351,6 +353,10 @@ class TestConfiguration:
             ("limit", 0.5, "options.limit is 0.5, not a whole number or null"),
             ("tensorboard", 1, "options.tensorboard is 1, not true or false"),
             ("precision", "fp8", "options.precision is 'fp8', not one of: "),
+            ("arch", "zzz", "options.arch is 'zzz', which names nothing"),
+            ("arch", "resconv", "options.arch is 'resconv', which names nothing"),
+            ("recipe", "zzz", "options.recipe is 'zzz', which names nothing"),
+            ("encoder", "", "options.encoder is '', which names nothing"),
             ("overrides", {"epochs": 0}, "epochs is 0, not a whole number above 0"),
             ("overrides", {"batch_size": -3}, "batch_size is -3, not a whole number above 0"),
             ("overrides", [], "options.overrides is [], not an object or null"),

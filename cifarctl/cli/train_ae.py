@@ -73,6 +73,15 @@ def train_ae(
         from cifarctl.cli.training import recipe_overrides, run_training
         from cifarctl.training.options import TrainOptions
 
+    overrides = recipe_overrides(
+        assignments,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        ema=ema,
+        latent_dim=latent_dim,
+    )
     run_training(
         context,
         TrainOptions(
@@ -82,11 +91,9 @@ def train_ae(
             val_size=val_size,
             seed=seed,
             arch=arch,
-            latent_dim=latent_dim,
+            latent_dim=overrides.pop("latent_dim", None),  # --print-recipe shows it as --set takes it
             recipe=recipe,
-            overrides=recipe_overrides(
-                assignments, epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, ema=ema
-            ),
+            overrides=overrides,
             limit=limit,
             device=device,
             precision=precision,

@@ -12,8 +12,8 @@ import typer
 from cifarctl.cli.options import remark_unproven
 from cifarctl.cli.output import Output
 from cifarctl.cli.progress import ProgressLine, shown_progress
-from cifarctl.distributed import may_restart, process_number, restarts
-from cifarctl.errors import Interrupted, TrainingError, UsageError
+from cifarctl.distributed import may_restart, process_number, restarts, torchrun_words
+from cifarctl.errors import CifarctlError, Interrupted, ProcessLostError, TrainingError, UsageError
 from cifarctl.progress import Progress
 from cifarctl.shell import command_line
 
@@ -76,12 +76,21 @@ def run_training(
     try:
         with raised_signals(), closing(events):
             summary = _show(noted(events), output)
-    except (Interrupted, TrainingError) as error:
+    except (Interrupted, TrainingError, ProcessLostError) as error:
         if run_path and RunDir.is_resumable(run_path):
-            again = command_line(["cifarctl", command, "--out", str(run_path), "--resume"])
-            error.hint = error.hint or f"go on with: {again}"
+            _add_how_to_resume(error, command, run_path)
         raise
     output.result(summary, lambda: _summary_table(summary))
+
+
+def _add_how_to_resume(error: CifarctlError, command: str, run: Path) -> None:
+    """Let the hint of an error that ended a run say how to go on with it, unless it says something else to do."""
+    torchrun = torchrun_words()
+    line = [*torchrun, *(["-m"] if torchrun else []), "cifarctl", command, "--out", str(run), "--resume"]
+    hint = f"go on with: {command_line(line)}"
+    if isinstance(error, ProcessLostError) and error.hint and not may_restart():
+        error.hint = f"{error.hint}; {hint}"
+    error.hint = error.hint or hint
 
 
 def _check_folder_options(out: Path | None, *, resume: bool, overwrite: bool) -> None:
@@ -112,7 +121,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
 
     names = [name for name in context.params if _is_given(context, name)]
     if "assignments" in names:
-        names += given.overrides or {}
+        names += [*(given.overrides or {}), *(["latent_dim"] if given.latent_dim is not None else [])]
     try:
         return resumed(given, stored, names)
     except UsageError as error:

@@ -11,6 +11,7 @@ import torch
 
 from cifarctl import models
 from cifarctl.data import Arrays, Source, locate
+from cifarctl.data.arrays import NAME as ARRAYS
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.hardware import Device, Precision, select_device, select_precision
 from cifarctl.models.base import Classifier, Model
@@ -96,8 +97,13 @@ class TrainOptions:
             recipe = recipes.recipe_for(self.model_name, self.recipe, encoder)
         except ValueError as error:
             raise UsageError(f"`recipe` {self.recipe}: {error}") from None
+        overrides = self.overrides or {}
+        known = {item.name for item in fields(Recipe)}
+        if unknown := [name for name in overrides if name not in known]:
+            usable = replace(self, overrides=None).recipe_values
+            raise UsageError(f"recipe: there is no {unknown[0] or 'empty name'}, only: {', '.join(usable)}")
         try:
-            return recipe.changed(self.overrides or {})
+            return recipe.changed(overrides)
         except ValueError as error:
             raise UsageError(f"recipe: {error}") from None
 
@@ -107,19 +113,28 @@ class TrainOptions:
 
     @property
     def recipe_values(self) -> dict[str, Any]:
-        """Every field that this training uses; the model's arguments as `model.NAME`. Raises UsageError."""
+        """Every field that this training uses; the model's arguments as `model.NAME`, and an autoencoder's
+        `latent_dim`. Raises UsageError.
+        """
         unused = _without_effect(self)
         recipe = {name: value for name, value in asdict(self.resolved_recipe).items() if name not in unused}
         given = recipe.pop("model")
         known = {name: default for name, default in models.arguments(self.model_name).items() if name not in _DECIDED}
-        return recipe | {f"model.{name}": value for name, value in (known | given).items()}
+        values = recipe | {f"model.{name}": value for name, value in (known | given).items()}
+        if self.kind == "autoencoder":
+            values["latent_dim"] = self.latent_dim or models.arguments(self.model_name)["latent_dim"]
+        return values
 
     @property
     def command(self) -> str:
-        """The shortest command line that trains the same, but for where files lie."""
+        """The shortest command line that trains the same, but for where files lie; for a program's arrays, the call."""
         given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
         given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)}
         overrides = dict(self.overrides or {})
+        if given.get("data") == ARRAYS:
+            del given["data"]
+            more = "".join(f", {name}={value!r}" for name, value in {**given, **overrides}.items())
+            return f"cifarctl.train_{self.kind}(out, data=arrays{more})"
         given |= {name: overrides.pop(name) for name in list(overrides) if name in recipes.WITH_OPTIONS}
         words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
         for name, value in given.items():

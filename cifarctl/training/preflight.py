@@ -9,10 +9,12 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
+from cifarctl import models
 from cifarctl.data.dataset import to_float
 from cifarctl.distributed import Ranks
 from cifarctl.errors import RunDirError, UsageError
 from cifarctl.models.base import Model
+from cifarctl.training import recipes
 from cifarctl.training.augment import scale
 from cifarctl.training.checkpoint import describe_differences
 from cifarctl.training.failures import check_shares
@@ -52,11 +54,23 @@ def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
         if name in hints and (wanted := mismatch(name, value, hints[name])):
             raise RunDirError(f"{path}: options.{name} is {value!r}, not {wanted}", hint=_REPAIR)
     options = TrainOptions.from_config(dict(config), path)
+    if wrong := _wrong_name(options):
+        raise RunDirError(f"{path}: options.{wrong} is {getattr(options, wrong)!r}, which names nothing", hint=_REPAIR)
     try:
         _ = options.resolved_recipe
     except UsageError as error:
         raise RunDirError(f"{path}: options.overrides: {error}", hint=_REPAIR) from None
     return options
+
+
+def _wrong_name(options: TrainOptions) -> str | None:
+    """The option that should name something and does not."""
+    if options.model_name not in models.names(options.kind):
+        return "arch"
+    for name in ("data", "encoder", "teacher"):
+        if getattr(options, name) == "":
+            return name
+    return None if options.recipe in recipes.names(options.model_name) else "recipe"
 
 
 _REPAIR = "bring the file back as the run wrote it, or train anew with `overwrite`"

@@ -125,6 +125,8 @@ class Recipe:
             raise ValueError(
                 f"image_sizes is {self.image_sizes!r}, not pairs of a fraction of the steps and 16 to 32 pixels"
             )
+        if list(self.image_sizes) != sorted(self.image_sizes, key=lambda pair: pair[0]):
+            raise ValueError(f"image_sizes is {self.image_sizes!r}: its fractions of the steps must rise")
         for name, most in (("label_smoothing", 0.99), ("ema", 0.99999)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}, more than {most}")

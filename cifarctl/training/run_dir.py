@@ -292,7 +292,7 @@ def read_history(model: Path) -> list[Record]:
         return []
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [{name: float(value) for name, value in record.items()} for record in records]
+        return [{name: _number(value) for name, value in record.items()} for record in records]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunDirError(f"{path}: cannot be read ({error})") from None
 
@@ -310,3 +310,9 @@ def _check_name(path: Path) -> None:
         return  # there is none yet
     if is_link and not path.exists():
         raise RunDirError(f"{path}: a link to {path.readlink()}, which does not exist", hint=f"make it, or {hint}")
+
+
+def _number(value: object) -> float | int:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value

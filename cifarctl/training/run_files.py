@@ -20,6 +20,9 @@ FILES = (
     "reconstructions.png",
 )
 EVENTS = "events.out.tfevents.*"
+LOG_SUFFIX = ".cifarctl"
+# Logs of version 0.2 have no such suffix, but all of these names of scalars.
+_SCALARS = (b"train/loss", b"val/loss", b"learning_rate", b"images_per_second", b"seconds")
 # What of a JSON file's keys, or of a safetensors file's metadata, tells ours.
 _KEYS = {
     "config.json": {"options", "recipe"},
@@ -45,10 +48,13 @@ def check_ours(files: Iterable[Path]) -> None:
 
 
 def is_log_of_ours(path: Path) -> bool:
-    """Whether TensorBoard events are a run's: their scalars have its names."""
+    """Whether TensorBoard events are a run's."""
+    if path.name.endswith(LOG_SUFFIX):
+        return True
     try:
         with path.open("rb") as file:
-            return b"val/loss" in file.read(1 << 20)
+            start = file.read(1 << 20)
+            return all(name in start for name in _SCALARS)
     except OSError:
         return False
 

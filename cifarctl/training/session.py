@@ -107,7 +107,7 @@ def _needed_later(options: TrainOptions) -> list[str]:
 def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup: Setup) -> Iterator[Event]:
     """The events of a training, while its files are written; then those of its end."""
     run, info = setup.run, setup.info
-    board = TensorBoardLog(run.path) if setup.options.tensorboard else None
+    board = TensorBoardLog(run.path, setup.hparams) if setup.options.tensorboard else None
     files = EpochFiles(run, info)
     try:
         for event in events:
@@ -179,7 +179,9 @@ def _finish(
     run.write_history(fitted.history)
     plots.save(plots.curves(fitted.history, curve), run.path / "curves.png")
     if board:
-        board.log_picture(f"{split}/{picture.stem}", picture, int(fitted.history[-1]["epoch"]))
+        last_epoch = int(fitted.history[-1]["epoch"])
+        board.log_picture(f"{split}/{picture.stem}", picture, last_epoch)
+        board.log_end(split, metrics, last_epoch)
 
     best = next(record for record in fitted.history if record["epoch"] == fitted.best_epoch)
     val = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}

@@ -64,6 +64,14 @@ class Setup:
     info: weights.ModelInfo
     remarks: tuple[str, ...]
 
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """What makes this run another than others, by name; None is what it does not have."""
+        names = ("val_size", "limit", "seed", "encoder", "finetune", "teacher")
+        given = {name: getattr(self.options, name) for name in names}
+        values = {"kind": self.info.kind, "arch": self.info.model, "data": self.options.source.name, **given}
+        return {**values, "precision": self.precision, "device": self.device.type, **self.options.recipe_values}
+
     def started(self) -> Started:
         """The first event."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)

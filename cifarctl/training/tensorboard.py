@@ -1,22 +1,33 @@
 """TensorBoard's events in a run's folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cifarctl.files import to_json
 from cifarctl.training.checkpoint import Record
+from cifarctl.training.run_files import LOG_SUFFIX
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoardLog:
-    """TensorBoard events in a run's folder: scalars after every epoch, pictures at the end."""
+    """TensorBoard events in a run's folder: scalars after every epoch, pictures at the end.
 
-    def __init__(self, folder: Path) -> None:
+    hparams: what the run was started with, by name, by which TensorBoard compares runs.
+    """
+
+    def __init__(self, folder: Path, hparams: Mapping[str, Any]) -> None:
         self._folder = folder
+        self._hparams = {
+            name: value if isinstance(value, int | float | str) else to_json(value)
+            for name, value in hparams.items()
+            if value is not None
+        }
         self._writer: SummaryWriter | None = None
 
     def _opened(self, epoch: int) -> "SummaryWriter":
@@ -26,8 +37,26 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
-            self._writer = SummaryWriter(str(self._folder), purge_step=epoch)
+            self._writer = SummaryWriter(str(self._folder), purge_step=epoch, filename_suffix=LOG_SUFFIX)
+            self._log_hparams(end=False)
         return self._writer
+
+    def _log_hparams(self, *, end: bool) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        # Not `add_hparams`, which makes a folder of its own. The summary left out would list one run's columns alone.
+        _, start, finish = hparams(self._hparams, {})
+        assert self._writer is not None
+        self._writer._get_file_writer().add_summary(finish if end else start)
+
+    def log_end(self, split: str, metrics: Mapping[str, Any], epoch: int) -> None:
+        """The run is complete, and has these metrics on the split; those that are no numbers are left out."""
+        writer = self._opened(epoch)
+        group = "test" if split == "test" else f"{split}_at_the_end"  # `val` has a value per epoch already
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(f"{group}/{name}", value, epoch)
+        self._log_hparams(end=True)
 
     def log_scalars(self, record: Record) -> None:
         """One epoch's record; names become groups: `val_loss` is `val/loss`."""

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cifarctl.distributed import ALONE, Ranks
+from cifarctl.distributed import ALONE, Ranks, join_ranks
+from cifarctl.errors import UsageError
 from cifarctl.training.signals import Request
 
 from support import Cifarctl
@@ -125,18 +126,18 @@ def test_a_killed_process_leads_to_a_restart_from_the_checkpoint(tmp_path: Path)
     assert all(tensor.isfinite().all() for tensor in load_file(run / "model.safetensors").values())
 
 
-def _worker(parent: int) -> int:
-    """A process that torchrun has started, not the first."""
+def _worker(parent: int, number: int = 1) -> int:
+    """The process of this number that torchrun has started."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 ours = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
-                if ours and b"\0RANK=1\0" in b"\0" + (folder / "environ").read_bytes():
+                if ours and b"\0RANK=%d\0" % number in b"\0" + (folder / "environ").read_bytes():
                     return int(folder.name)
             except (OSError, ValueError):  # it has ended
                 continue
-    raise AssertionError("there is no second worker")
+    raise AssertionError(f"there is no worker {number}")
 
 
 # Two hosts, each with a network of its own and a cable between them, as a user without rights may make them on Linux.
@@ -229,3 +230,72 @@ def test_evaluate_measures_the_same(classifier_run: Path, installed: Cifarctl) -
     assert together["confusion_matrix"] == alone["confusion_matrix"]
     assert together["metrics"].pop("accuracy_ci95") == alone["metrics"].pop("accuracy_ci95")
     assert together["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+
+
+@pytest.mark.thorough
+@pytest.mark.needs("/proc")
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_process_is_named_in_time_and_its_run_goes_on(tmp_path: Path, stopped: int) -> None:
+    run = tmp_path / "run"
+    arguments = ("train-clf", *QUICK, "--arch", "mlp", "--epochs", "6", "--out", str(run))
+    command = [*TORCHRUN, "-m", "cifarctl", *arguments]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**environment(), "CIFARCTL_TIMEOUT": "4"}
+    ) as job:
+        assert job.stderr is not None
+        lines, worker = [], 0
+        for line in job.stderr:
+            lines.append(line)
+            if line.startswith("epoch 2/6"):
+                worker = _worker(job.pid, stopped)
+                os.kill(worker, signal.SIGSTOP)
+            if line.startswith("hint: "):
+                os.kill(worker, signal.SIGKILL)  # torchrun waits half a minute for it before it does so
+                break
+        job.stderr.read()
+    assert job.returncode == 1
+    speaker = "" if stopped else "process 1: "
+    assert [line for line in lines if line.startswith(("error: ", "hint: "))] == [
+        f"error: {speaker}process {stopped} did not answer for 4 s\n",
+        "hint: if it was only slow, CIFARCTL_TIMEOUT=SECONDS waits longer; go on with: "
+        f"torchrun --standalone --nproc-per-node 2 -m cifarctl train-clf --out {run} --resume\n",
+    ]
+    assert not any("Traceback" in line for line in lines)
+    resumed = run_torchrun("train-clf", "--out", str(run), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resuming mlp" in resumed.stderr
+    epochs = [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 7))
+
+
+@pytest.mark.thorough
+@pytest.mark.needs("/proc")
+def test_of_three_processes_all_that_run_name_the_stopped_one(tmp_path: Path) -> None:
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import os, signal, torch\n"
+        "from cifarctl.distributed import join_ranks\n"
+        "from cifarctl.errors import ProcessLostError\n"
+        "with join_ranks(torch.device('cpu')) as ranks:\n"
+        "    pids = ranks.gather(os.getpid())\n"
+        "    if ranks.rank == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "    try:\n"
+        "        ranks.average([torch.zeros(3)])\n"
+        "    except ProcessLostError as error:\n"
+        "        print(f'{ranks.rank}: {error}', flush=True)\n"
+        "    if ranks.is_main:\n"
+        "        os.kill(pids[2], signal.SIGKILL)\n"
+    )
+    command = [*TORCHRUN[:-1], "3", str(script)]
+    environ = {**environment(), "CIFARCTL_TIMEOUT": "4"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120, check=False)
+    assert sorted(done.stdout.splitlines()) == [f"{rank}: process 2 did not answer for 4 s" for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("seconds", ["banana", "0", "nan", "1e9"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("CIFARCTL_TIMEOUT", seconds)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"CIFARCTL_TIMEOUT is '{seconds}', not a number of seconds from 1 to"):
+        join_ranks(torch.device("cpu")).__enter__()

@@ -27,6 +27,7 @@ def train_ae(
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
+    init: opt.Init = None,
     latent_dim: Annotated[
         int | None,
         typer.Option(
@@ -82,6 +83,7 @@ def train_ae(
             val_size=val_size,
             seed=seed,
             arch=arch,
+            init=str(init) if init else None,
             latent_dim=latent_dim,
             recipe=recipe,
             overrides=recipe_overrides(

@@ -35,6 +35,7 @@ def run_training(
 ) -> None:
     """Train as `options` say, show it, and give the summary; or only print the recipe."""
     from cifarctl.cli.download import ensure_data
+    from cifarctl.training.initial_weights import adopted
     from cifarctl.training.options import assignment, check
     from cifarctl.training.preflight import check_stored_options
     from cifarctl.training.run_dir import RunDir
@@ -42,6 +43,7 @@ def run_training(
     from cifarctl.training.signals import raised_signals
 
     if print_recipe:
+        options = adopted(options)
         check(options)
         values = options.recipe_values
         output.result(values, lambda: "\n".join(assignment(*item) for item in values.items()))
@@ -57,6 +59,7 @@ def run_training(
     if resume:
         run = RunDir.opened(out)
         options = _resumed(context, options, check_stored_options(run.read_config(), run.config))
+    options = adopted(options)
     check(options)
     remark_unproven(options.device, output)
     _remark_slow(options, output)

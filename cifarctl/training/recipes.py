@@ -86,6 +86,8 @@ class Recipe:
         another.
     teacher_temperature: what the logits of a teacher, and those that learn from it, are divided by.
     ema: decay of the moving average of the weights that is validated and kept; 0 is none.
+    keep: the weights of which epoch: the best by the validation metric, or the last.
+    epoch_steps: an epoch has at least this many steps; it passes over few images several times.
     image_sizes: (until, pixels) pairs: images are scaled to `pixels` × `pixels` while the fraction of steps that are
         done is below `until`.
     trained_until: by parameter, the fraction of all steps after which it stays as it is.
@@ -112,6 +114,8 @@ class Recipe:
     cutmix: Annotated[Fraction, UsedFor("labelled images")] = 0.0
     teacher_temperature: Annotated[float, UsedFor("teacher")] = 1.4
     ema: Fraction = 0.0
+    keep: Literal["best", "last"] = "best"
+    epoch_steps: Count = 1
     image_sizes: Annotated[tuple[tuple[float, int], ...], UsedFor("convolutions")] = ()
     trained_until: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -282,6 +286,23 @@ FROZEN_ENCODER = {"airbench": replace(_AIRBENCH["fast"], trained_until={}, model
 # untrained layers would distort it (Kumar et al., "Fine-tuning can distort pretrained features and underperform
 # out-of-distribution", 2022, arXiv:2202.10054).
 FINE_TUNED_ENCODER = {"airbench": _AIRBENCH_FINE_TUNING}
+# Replaces "fast" if training starts from trained weights (`init`). A rate as for new weights would destroy them. 60
+# images are one batch: a few passes over them train nothing, so an epoch has a least number of steps; and a few images
+# for validation cannot tell which epoch is best.
+TRAINED_WEIGHTS = {
+    "airbench": Recipe(
+        epochs=5,
+        batch_size=512,
+        optimizer="airbench",
+        lr=0.02,
+        weight_decay=1e-3,
+        label_smoothing=0.2,
+        flip="random",
+        crop=2,
+        keep="last",
+        epoch_steps=20,
+    ),
+}
 
 
 def names(architecture: str) -> list[str]:
@@ -289,13 +310,23 @@ def names(architecture: str) -> list[str]:
     return list(_recipes(architecture))
 
 
-def recipe_for(architecture: str, name: str, encoder: Literal["none", "frozen", "fine-tuned"] = "none") -> Recipe:
+Start = Literal["new", "frozen encoder", "fine-tuned encoder", "trained"]
+"""What a training starts from: new weights, perhaps after an encoder that is frozen or trained too, or trained ones."""
+
+
+def recipe_for(architecture: str, name: str, start: Start = "new") -> Recipe:
     """An architecture's recipe; `PLAIN` for one that has none. Raises ValueError on an unknown name."""
     if name not in (known := _recipes(architecture)):
         raise ValueError(f"{architecture} has no recipe {name}, only: {', '.join(known)}")
-    instead = {"none": {}, "frozen": FROZEN_ENCODER, "fine-tuned": FINE_TUNED_ENCODER}[encoder]
-    recipe = instead.get(architecture, known[name]) if name == "fast" else known[name]
-    if encoder == "fine-tuned" and not recipe.encoder_lr:
+    recipe = known[name]
+    if name == "fast":
+        instead = {
+            "frozen encoder": FROZEN_ENCODER,
+            "fine-tuned encoder": FINE_TUNED_ENCODER,
+            "trained": TRAINED_WEIGHTS,
+        }
+        recipe = instead.get(start, {}).get(architecture, recipe)
+    if start == "fine-tuned encoder" and not recipe.encoder_lr:
         raise ValueError(f"{architecture}'s recipe {name} has no rate to fine-tune an autoencoder with")
     return recipe
 

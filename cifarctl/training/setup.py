@@ -20,6 +20,7 @@ from cifarctl.evaluation import require_classes
 from cifarctl.hardware import Precision, select_precision
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.training.events import Started
+from cifarctl.training.initial_weights import load_initial
 from cifarctl.training.objectives import (
     Classification,
     FrozenLatents,
@@ -93,6 +94,12 @@ def set_up(
     resumed_config = ranks.from_main(run.read_config() if run else {}) if resume else {}
     if run:
         check_recipe(resumed_config, recipe, run.config)
+    # What a checkpoint replaces is not needed, so it may have gone; but another that is given must be the run's.
+    has_checkpoint = ranks.from_main(run.checkpoint.exists() if run else False)
+    is_given_anew = options.init != resumed_config.get("options", {}).get("init")
+    init = None
+    if options.init and (is_given_anew or not has_checkpoint):
+        init = load_initial(options.init, options.kind, device, resumed_config.get("init_sha256"))
     data = _load(options.source_of(arrays), resumed_config, device)
     encoder, encoder_sha256 = _weights_to_learn_from(
         options.encoder, "autoencoder", resumed_config.get("encoder_sha256")
@@ -107,11 +114,21 @@ def set_up(
     model, config = _build(options, recipe, data.train, device, encoder)
     check_batch(model, recipe, data.train.images, ranks)
     model.eval().initialize(data.train.images)
+    remarks = data.remarks
+    if init:
+        remarks += init.remark_on_split(data.description) + init.put_into(model, config, data.train)
+        model.useful_untrained = True
     objective = _objective(options, model, recipe, precision, data.train, teacher)
 
-    digests = {"encoder_sha256": encoder_sha256, "teacher_sha256": teacher_sha256}
+    origin = init.description if init else resumed_config.get("init")
+    digests = {
+        "encoder_sha256": encoder_sha256,
+        "teacher_sha256": teacher_sha256,
+        "init_sha256": origin["sha256"] if origin else None,
+    }
     computing = {**_config(options, recipe, device, precision), "processes": ranks.size}
-    remarks = data.remarks
+    if origin:
+        computing["init"] = origin
     if ranks.is_main:
         # A new run's folder is made when nothing is left that could refuse it.
         run = run or open_run()
@@ -127,7 +144,7 @@ def set_up(
         config,
         data.train.classes if options.kind == "classifier" else (),
         data.description,
-        training={"command": options.command, "versions": _versions()},
+        training={"command": options.command, "versions": _versions(), **({"init": origin} if origin else {})},
     )
     return Setup(options, recipe, device, precision, data, model, objective, run, info, remarks)
 
@@ -206,8 +223,8 @@ def _build(
     encoder: Autoencoder | None = None
     if options.kind == "classifier":
         config["classes"] = len(train_set.classes)
-    elif options.latent_dim is not None:
-        config["latent_dim"] = options.latent_dim
+    elif options.model_latent_dim is not None:
+        config["latent_dim"] = options.model_latent_dim
     if encoder_path:
         encoder, encoder_info = weights.load_autoencoder(encoder_path, device)
         config["encoder"] = {"model": encoder_info.model, "config": encoder_info.config}

@@ -12,7 +12,7 @@ import typer
 from cifarctl.cli.options import remark_unproven
 from cifarctl.cli.output import Output
 from cifarctl.distributed import may_restart, process_number, restarts
-from cifarctl.errors import Interrupted, TrainingError, UsageError
+from cifarctl.errors import Interrupted, RunDirError, TrainingError, UsageError
 from cifarctl.shell import command_line
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def run_training(
         resume, overwrite = True, False
     if process_number() == 0 and not numbered:
         RunDir.check_unused(out)
+        if resume and RunDir.is_finished(out):
+            raise RunDirError(f"{out}: this run has finished", hint=_hint_to_go_further(options, out))
         RunDir.check_resumable(out) if resume else RunDir.check_free(out, overwrite=overwrite)
     if resume:
         run = RunDir.opened(out)
@@ -83,6 +85,35 @@ def run_training(
             error.hint = error.hint or f"go on with: {again}"
         raise
     output.result(summary, lambda: _summary_table(summary))
+
+
+def _hint_to_go_further(given: "TrainOptions", out: Path) -> str:
+    """How to train a finished run, at `out`, for more epochs, on the data and the split that it was trained on."""
+    from cifarctl.training.options import TrainOptions
+    from cifarctl.training.preflight import check_stored_options
+    from cifarctl.training.run_dir import RunDir
+
+    anew = "--overwrite trains anew"
+    try:
+        run = RunDir.opened(out)
+        stored = check_stored_options(run.read_config(), run.config)
+    except RunDirError:
+        return anew
+    if stored.kind != given.kind or stored.encoder:  # nothing can start from what stands on an encoder
+        return anew
+    epochs = {name: value for name, value in (given.overrides or {}).items() if name == "epochs"}
+    further = TrainOptions(
+        kind=stored.kind,
+        data=stored.data,
+        init=str(out),
+        val_size=stored.val_size,
+        seed=stored.seed,
+        limit=stored.limit,
+        overrides=epochs,
+    )
+    folder = ["--data-dir", stored.data_dir] if stored.data_dir else []
+    line = command_line([*further.words, *folder, "--out", f"{out}-further"])
+    return f"to train it further: {line}; {anew}"
 
 
 def _check_folder_options(out: Path | None, *, resume: bool, overwrite: bool) -> None:

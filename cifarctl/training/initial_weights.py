@@ -48,6 +48,7 @@ def adopted(options: TrainOptions) -> TrainOptions:
             f"{path}: a classifier of an autoencoder's output, from which no training can start",
             hint="train one anew with `encoder`, which takes that autoencoder",
         )
+    _load(path, options.kind, torch.device("cpu"))  # a damaged file is refused before any data is read
     config = {name: value for name, value in info.config.items() if name != "classes"}
     return replace(options, init_model={"model": info.model, "config": config})
 
@@ -90,9 +91,9 @@ class InitialWeights:
         if of_classes and not new_head and not of_classes <= fitting.keys():
             new_head = "its input has another width"
         model.load_state_dict({**own, **fitting})
-        remarks = [f"start from {self.name}: {len(fitting)} of {len(own)} tensors taken"]
+        remarks = [f"weights of {self.name}: {len(fitting)} of {len(own.keys() - _FITTED_LATER)} tensors taken"]
         if unfit:
-            remarks.append(f"not taken, since their shapes do not fit: {listed(unfit)}")
+            remarks.append(f"new, since their shapes do not fit: {listed(unfit)}")
         if new_head:
             remarks.append(f"head: new, since {new_head}")
             if not unfit:
@@ -134,12 +135,17 @@ def load_initial(reference: str, kind: models.Kind, device: torch.device, resume
     Raises WeightsError, RunDirError if they are not those of the resumed run.
     """
     path = weights.resolve(Path(reference), kind)
-    load = weights.load_classifier if kind == "classifier" else weights.load_autoencoder
-    model, info = load(path, device)  # type: ignore[operator]
+    model, info = _load(path, kind, device)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if resumed_sha256 not in (None, sha256):
         raise RunDirError(f"{path}: not the {kind} that the run was started with", hint="bring that one back")
     return InitialWeights(model_name(str(path)), sha256, info, model.state_dict())
+
+
+def _load(path: Path, kind: models.Kind, device: torch.device) -> tuple[Model, weights.ModelInfo]:
+    if kind == "classifier":
+        return weights.load_classifier(path, device)
+    return weights.load_autoencoder(path, device)
 
 
 def fit_head(model: Classifier, of_classes: frozenset[str], train: Dataset) -> None:

@@ -134,6 +134,11 @@ class TrainOptions:
     @property
     def command(self) -> str:
         """The shortest command line that trains the same, but for where files lie."""
+        return command_line(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """The words of `command`."""
         given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
         given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)}
         overrides = dict(self.overrides or {})
@@ -144,7 +149,7 @@ class TrainOptions:
         overrides |= {f"model.{name}": value for name, value in overrides.pop("model", {}).items()}
         for name, value in overrides.items():
             words += ["--set", assignment(name, value)]
-        return command_line(words)
+        return words
 
     @classmethod
     def from_config(cls, config: dict[str, Any], path: Path) -> "TrainOptions":
@@ -193,7 +198,7 @@ def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> 
             then = {argument: then.get(argument) for argument in now}
         if now == then or _as_json(now) == _as_json(then):  # JSON makes lists of tuples
             continue
-        if name not in allowed:
+        if name not in allowed or (name in MODELS and now is None):
             raise UsageError(
                 f"`{name}`: the run was started {'without it' if then is None else f'with {then}'}",
                 hint="give what it was started with, or start another run",

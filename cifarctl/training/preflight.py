@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
+from cifarctl import models
 from cifarctl.data.dataset import to_float
 from cifarctl.distributed import Ranks
 from cifarctl.errors import RunDirError, UsageError
@@ -52,6 +53,9 @@ def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
         if name in hints and (wanted := mismatch(name, value, hints[name])):
             raise RunDirError(f"{path}: options.{name} is {value!r}, not {wanted}", hint=_REPAIR)
     options = TrainOptions.from_config(dict(config), path)
+    model = options.init_model
+    if model and (model.get("model") not in models.names(options.kind) or not isinstance(model.get("config"), dict)):
+        raise RunDirError(f"{path}: options.init_model is {model!r}, no {options.kind}'s architecture", hint=_REPAIR)
     try:
         _ = options.resolved_recipe
     except UsageError as error:

@@ -286,22 +286,29 @@ FROZEN_ENCODER = {"airbench": replace(_AIRBENCH["fast"], trained_until={}, model
 # untrained layers would distort it (Kumar et al., "Fine-tuning can distort pretrained features and underperform
 # out-of-distribution", 2022, arXiv:2202.10054).
 FINE_TUNED_ENCODER = {"airbench": _AIRBENCH_FINE_TUNING}
-# Replaces "fast" if training starts from trained weights (`init`). A rate as for new weights would destroy them. 60
-# images are one batch: a few passes over them train nothing, so an epoch has a least number of steps; and a few images
-# for validation cannot tell which epoch is best.
+# Replaces an architecture's "fast" if training starts from trained weights (`init`). The rate of new weights would
+# destroy them. 60 images are one batch, and a few passes over them train nothing, so an epoch has a least number of
+# steps. A few images for validation cannot tell which epoch is best, so the last one is kept.
+_GENTLE = Recipe(
+    epochs=5,
+    batch_size=512,
+    optimizer="adamw",
+    lr=3e-4,
+    weight_decay=0.0,
+    warmup=0.1,
+    schedule="cosine",
+    label_smoothing=0.1,
+    flip="random",
+    crop=2,
+    keep="last",
+    epoch_steps=12,
+)
+_GENTLE_RESCONV = replace(_RESCONV["fast"], lr=0.005, epoch_steps=20)
 TRAINED_WEIGHTS = {
-    "airbench": Recipe(
-        epochs=5,
-        batch_size=512,
-        optimizer="airbench",
-        lr=0.02,
-        weight_decay=1e-3,
-        label_smoothing=0.2,
-        flip="random",
-        crop=2,
-        keep="last",
-        epoch_steps=20,
-    ),
+    "airbench": _GENTLE,
+    "mlp": _GENTLE,
+    "resconv": _GENTLE_RESCONV,
+    "conv2": _GENTLE_RESCONV,
 }
 
 
@@ -325,7 +332,7 @@ def recipe_for(architecture: str, name: str, start: Start = "new") -> Recipe:
             "fine-tuned encoder": FINE_TUNED_ENCODER,
             "trained": TRAINED_WEIGHTS,
         }
-        recipe = instead.get(start, {}).get(architecture, recipe)
+        recipe = instead.get(start, {}).get(architecture, _GENTLE if start == "trained" else recipe)
     if start == "fine-tuned encoder" and not recipe.encoder_lr:
         raise ValueError(f"{architecture}'s recipe {name} has no rate to fine-tune an autoencoder with")
     return recipe

@@ -21,7 +21,7 @@ from cifarctl.training.checkpoint import Checkpoint, TrainingState
 from cifarctl.training.cuda_graph import CapturedStep
 from cifarctl.training.events import Encoding, EpochDone, Fitted, StepDone
 from cifarctl.training.failures import check_finite, check_shares, compute_with_diagnosis, finite_metrics
-from cifarctl.training.model_weights import copy_weights, update_average, weights_replaced
+from cifarctl.training.model_weights import copy_weights, set_training_mode, update_average, weights_replaced
 from cifarctl.training.objectives import Objective
 from cifarctl.training.optim import build_optimizer, keep_rates_on, learning_rate_factor, set_learning_rate
 from cifarctl.training.recipes import Recipe
@@ -159,7 +159,7 @@ class Trainer:
         state = self.state
         epoch, first = divmod(state.step, self.steps_per_epoch)
         started, seconds_before = time.perf_counter(), state.seconds
-        self.model.train()
+        set_training_mode(self.model, self.recipe)
         for at in range(first, self.steps_per_epoch):
             passes, at_step = divmod(state.step, self.steps_per_pass)
             if at == first or at_step == 0:

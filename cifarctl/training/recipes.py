@@ -87,6 +87,7 @@ class Recipe:
     teacher_temperature: what the logits of a teacher, and those that learn from it, are divided by.
     ema: decay of the moving average of the weights that is validated and kept; 0 is none.
     keep: the weights of which epoch: the best by the validation metric, or the last.
+    norms: by what a batch norm standardises in training: the batch's statistics, which it also notes, or those stored.
     epoch_steps: an epoch has at least this many steps; it passes over few images several times.
     image_sizes: (until, pixels) pairs: images are scaled to `pixels` × `pixels` while the fraction of steps that are
         done is below `until`.
@@ -115,6 +116,7 @@ class Recipe:
     teacher_temperature: Annotated[float, UsedFor("teacher")] = 1.4
     ema: Fraction = 0.0
     keep: Literal["best", "last"] = "best"
+    norms: Literal["batch", "stored"] = "batch"
     epoch_steps: Count = 1
     image_sizes: Annotated[tuple[tuple[float, int], ...], UsedFor("convolutions")] = ()
     trained_until: dict[str, float] = field(default_factory=dict)
@@ -301,6 +303,7 @@ _GENTLE = Recipe(
     flip="random",
     crop=2,
     keep="last",
+    norms="stored",
     epoch_steps=12,
 )
 _GENTLE_RESCONV = replace(_RESCONV["fast"], lr=0.005, epoch_steps=20)

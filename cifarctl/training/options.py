@@ -112,9 +112,10 @@ class TrainOptions:
         if self.init_model:
             # The parameters that `trained_until` names may not be there.
             given = {name: value for name, value in self.init_model["config"].items() if name not in _DECIDED}
-            changes = (self.overrides or {}).get("model") or {}
-            # A new norm has stored nothing.
-            norms = recipe.norms if _as_json({**given, **changes}) == _as_json(given) else "batch"
+            changes = (self.overrides or {}).get("model")
+            # Where layers have other shapes, the norms are new and have stored nothing.
+            is_changed = isinstance(changes, dict) and _as_json({**given, **changes}) != _as_json(given)
+            norms: Literal["batch", "stored"] = "batch" if is_changed else recipe.norms
             recipe = replace(recipe, model=given, trained_until={}, norms=norms)
         try:
             return recipe.changed(self.overrides or {})

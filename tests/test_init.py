@@ -169,7 +169,7 @@ class TestTheSplit:
         _, said = started(tmp_path / "same", data, trained, val_size=140, limit=50)
         assert "validation" not in said
         _, said = started(tmp_path / "other", data, trained, val_size=140, seed=1, limit=50)
-        assert "`seed` 0 and `val_size` 140 hold out the same images as then" in said
+        assert "with seed 0 and 140 validation images, as then, they were not" in said
 
 
 class TestBadInput:

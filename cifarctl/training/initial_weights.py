@@ -105,27 +105,24 @@ class InitialWeights:
 
     def remark_on_split(self, description: Mapping[str, Any]) -> tuple[str, ...]:
         """Whether images that the new run, on the data of this `description`, holds out were trained on before."""
-        then = self.info.data
-        if then.get("name") != description["name"]:
-            return ()
+        then, name = self.info.data, description["name"]
+        is_same_name = then.get("name") == name
         changes = describe_changes(then, description, ("train",))
-        split = [{name: data.get(name) for name in ("seed", "val_size")} for data in (then, description)]
-        if "archive_sha256" in description:
-            changes = []  # other archives of the same name have the same images
-        if changes:
-            if description["name"] == ARRAYS:
+        if changes != [] and not (is_same_name and "archive_sha256" in description):  # of which there is one alone
+            # Arrays have one name for all; and of another name, nothing is known.
+            if not changes or not is_same_name or name == ARRAYS:
                 return ()
             return (
-                f"{description['name']}: the data has changed since {self.name} was trained, so some validation images "
+                f"{name}: the data has changed since {self.name} was trained, so some validation images "
                 "may be among those that it was trained on; the validation metrics may then be too good",
             )
-        # Another seed draws other synthetic images.
-        if split[0] == split[1] or (description["name"] == "synthetic" and split[0]["seed"] != split[1]["seed"]):
-            return ()
+        seed, val_size = (then.get(key) for key in ("seed", "val_size"))
+        is_same_seed = seed == description["seed"]
+        if (is_same_seed and val_size == description["val_size"]) or (name == "synthetic" and not is_same_seed):
+            return ()  # the same split, or other images: the seed draws them
         return (
             f"{self.name} was trained on some of the images that are now held out for validation, so the validation "
-            f"metrics are too good; `seed` {split[0]['seed']} and `val_size` {split[0]['val_size']} hold out the same "
-            "images as then",
+            f"metrics are too good; with seed {seed} and {val_size} validation images, as then, they were not",
         )
 
 

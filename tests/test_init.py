@@ -150,13 +150,13 @@ class TestTheModel:
 
     def test_an_autoencoder_starts_from_one(self, autoencoder: Path, tmp_path: Path) -> None:
         said: list[str] = []
-        run = cifarctl.train_autoencoder(
-            tmp_path / "run",
-            data=drawn(FIRST, 20),
-            init=autoencoder,
-            on_event=lambda event: isinstance(event, Started) and said.extend(event.remarks),
-            **ONE_STEP,
-        )
+
+        def note(event: Event) -> None:
+            if isinstance(event, Started):
+                said.extend(event.remarks)
+
+        data = drawn(FIRST, 20)
+        run = cifarctl.train_autoencoder(tmp_path / "run", data=data, init=autoencoder, on_event=note, **ONE_STEP)
         assert (run.summary["arch"], run.load().module.latent_dim) == ("conv2", 64)
         last = cifarctl.evaluate(cifarctl.load_autoencoder(autoencoder), data=drawn(FIRST, 20), split="val")
         assert run.history[0]["val_psnr"] == pytest.approx(last.metrics["psnr"], abs=0.01)
@@ -308,7 +308,7 @@ class TestAFinishedRun:
 class TestTheRecipe:
     def test_every_architecture_has_a_gentler_one(self) -> None:
         for kind in ("autoencoder", "classifier"):
-            for name in models.names(kind):  # type: ignore[arg-type]
+            for name in models.names(kind):
                 anew, gentle = recipe_for(name, "fast"), recipe_for(name, "fast", "trained")
                 assert gentle.epoch_steps > 1
                 assert gentle.lr < anew.lr or gentle.optimizer != anew.optimizer

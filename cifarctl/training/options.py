@@ -80,11 +80,11 @@ class TrainOptions:
         """The same options with absolute paths, so that they mean the same from everywhere."""
         data_dir = self.data_dir and str(Path(self.data_dir).absolute())
         # One that does not exist is the name of a pretrained model.
-        located = {
-            name: str(Path(model).absolute()) if (model := getattr(self, name)) and Path(model).exists() else model
-            for name in MODELS
-        }
-        return replace(self, data=locate(self.data), data_dir=data_dir, **located)
+        init, encoder, teacher = (
+            str(Path(model).absolute()) if model and Path(model).exists() else model
+            for model in (self.init, self.encoder, self.teacher)
+        )
+        return replace(self, data=locate(self.data), data_dir=data_dir, init=init, encoder=encoder, teacher=teacher)
 
     @property
     def model_name(self) -> str:

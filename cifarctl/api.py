@@ -180,6 +180,7 @@ def train_classifier(
     limit: int | None = None,
     recipe: str = "fast",
     arch: str | None = None,
+    init: PathLike | None = None,
     encoder: PathLike | None = None,
     finetune: bool = False,
     teacher: PathLike | None = None,
@@ -199,7 +200,8 @@ def train_classifier(
     of an .npz or .npy file; or arrays or tensors, (images, labels) or `Arrays`.
     val_size: training images held out for validation; None is 2,000 or a tenth, whichever is fewer.
     limit: train on at most so many of the others. recipe: one of the architecture's, by name.
-    arch: a registered model; None is the default one. encoder: an autoencoder, by weights file, run folder or name,
+    arch: a registered model; None is that of `init`, or the default one. init: a trained classifier to start from, by
+    weights file, run folder or name. encoder: an autoencoder, by weights file, run folder or name,
     whose latents are all that the classifier sees; finetune: train it too. teacher: a classifier whose answers are
     learnt instead of the labels. seed: draws the splits, the first weights and the batches.
     resume: go on with the unfinished run in `out`, with the same arguments; but device, precision, tensorboard and
@@ -217,6 +219,7 @@ def train_classifier(
         limit=limit,
         recipe=recipe,
         arch=arch,
+        init=str(init) if init else None,
         encoder=str(encoder) if encoder else None,
         finetune=finetune,
         teacher=str(teacher) if teacher else None,
@@ -238,6 +241,7 @@ def train_autoencoder(
     limit: int | None = None,
     recipe: str = "fast",
     arch: str | None = None,
+    init: PathLike | None = None,
     latent_dim: int | None = None,
     seed: int = 0,
     device: Device = "auto",
@@ -260,6 +264,7 @@ def train_autoencoder(
         limit=limit,
         recipe=recipe,
         arch=arch,
+        init=str(init) if init else None,
         latent_dim=latent_dim,
         seed=seed,
         device=device,
@@ -374,7 +379,9 @@ def _train(
         RunDir.check_resumable(path)
         run = RunDir.opened(path)
         stored = check_stored_options(run.read_config(), run.config)
-        names = [option.name for option in fields(TrainOptions) if option.name not in ("kind", "overrides")]
+        names = [
+            option.name for option in fields(TrainOptions) if option.name not in ("kind", "overrides", "init_model")
+        ]
         options = resumed(options, stored, [*names, *(stored.overrides or {}), *(options.overrides or {})])
     # One at a time: another thread's training would draw from the same random numbers.
     # Closed, or the folder would stay locked after an exception of `on_event`.

@@ -116,11 +116,16 @@ def read_info(path: Path) -> ModelInfo:
         raise WeightsError(f"{path}: not a safetensors file ({error})", hint=hint) from None
 
 
-def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type[M]) -> tuple[M, ModelInfo]:
-    info = read_info(path)
+def check_kind(path: Path, info: ModelInfo, kind: models.Kind) -> None:
+    """Raise WeightsError if the file holds a model of the other kind."""
     if info.kind != kind:
         article = "an" if info.kind == "autoencoder" else "a"
         raise WeightsError(f"{path}: holds {article} {info.kind}, but {kind} weights are needed")
+
+
+def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type[M]) -> tuple[M, ModelInfo]:
+    info = read_info(path)
+    check_kind(path, info, kind)
     try:
         with torch.device("meta"):  # shapes without memory, so that a hostile configuration costs nothing
             model = models.build(info.model, **info.config)

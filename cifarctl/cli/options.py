@@ -90,6 +90,16 @@ ModelPaths = Annotated[
         "times. Default: classifier."
     ),
 ]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|RUN|NAME",
+        autocompletion=complete_model,
+        help="Start from the weights of this trained model instead of new ones, with its --arch and a gentler recipe: "
+        "for a few images of one's own, or to train a finished run further. What does not fit is said.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Device = Annotated[
     DeviceName,
     typer.Option(

@@ -27,6 +27,7 @@ def train_ae(
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
+    init: opt.Init = None,
     latent_dim: Annotated[
         int | None,
         typer.Option(
@@ -91,6 +92,7 @@ def train_ae(
             val_size=val_size,
             seed=seed,
             arch=arch,
+            init=str(init) if init else None,
             latent_dim=overrides.pop("latent_dim", None),  # --print-recipe shows it as --set takes it
             recipe=recipe,
             overrides=overrides,

@@ -29,6 +29,7 @@ def train_clf(
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = None,
+    init: opt.Init = None,
     encoder: Annotated[
         Path | None,
         typer.Option(
@@ -108,6 +109,7 @@ def train_clf(
       cifarctl train-clf
       cifarctl train-clf --recipe best --out runs/best
       cifarctl train-clf --encoder runs/ae --out runs/head
+      cifarctl train-clf --init classifier --data photos --out runs/photos
     """
     wake_gpu(device)
     with large_imports():
@@ -123,6 +125,7 @@ def train_clf(
             val_size=val_size,
             seed=seed,
             arch=arch,
+            init=str(init) if init else None,
             encoder=str(encoder) if encoder else None,
             finetune=finetune,
             teacher=str(teacher) if teacher else None,

@@ -13,7 +13,7 @@ from cifarctl.cli.options import remark_unproven
 from cifarctl.cli.output import Output
 from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.distributed import may_restart, process_number, restarts, torchrun_words
-from cifarctl.errors import CifarctlError, Interrupted, ProcessLostError, TrainingError, UsageError
+from cifarctl.errors import CifarctlError, Interrupted, ProcessLostError, RunDirError, TrainingError, UsageError
 from cifarctl.progress import Progress
 from cifarctl.shell import command_line
 
@@ -37,6 +37,7 @@ def run_training(
 ) -> None:
     """Train as `options` say, show it, and give the summary; or only print the recipe."""
     from cifarctl.cli.download import ensure_data
+    from cifarctl.training.initial_weights import adopted
     from cifarctl.training.options import assignment, check
     from cifarctl.training.preflight import check_stored_options
     from cifarctl.training.run_dir import RunDir
@@ -44,6 +45,7 @@ def run_training(
     from cifarctl.training.signals import raised_signals
 
     if print_recipe:
+        options = adopted(options)
         check(options)
         values = options.recipe_values
         output.result(values, lambda: "\n".join(assignment(*item) for item in values.items()))
@@ -55,10 +57,13 @@ def run_training(
         resume, overwrite = True, False
     if process_number() == 0 and not numbered:
         RunDir.check_unused(out)
+        if resume and RunDir.is_finished(out):
+            raise RunDirError(f"{out}: this run has finished", hint=_hint_to_go_further(options, out))
         RunDir.check_resumable(out) if resume else RunDir.check_free(out, overwrite=overwrite)
     if resume:
         run = RunDir.opened(out)
         options = _resumed(context, options, check_stored_options(run.read_config(), run.config))
+    options = adopted(options)
     check(options)
     remark_unproven(options.device, output)
     _remark_slow(options, output)
@@ -91,6 +96,38 @@ def _add_how_to_resume(error: CifarctlError, command: str, run: Path) -> None:
     if isinstance(error, ProcessLostError) and error.hint and not may_restart():
         error.hint = f"{error.hint}; {hint}"
     error.hint = error.hint or hint
+
+
+def _hint_to_go_further(given: "TrainOptions", out: Path) -> str:
+    """How to train a finished run, at `out`, for more epochs, on the data and the split that it was trained on."""
+    from cifarctl.data.arrays import NAME as ARRAYS
+    from cifarctl.training.options import TrainOptions
+    from cifarctl.training.preflight import check_stored_options
+    from cifarctl.training.run_dir import RunDir
+
+    anew = "--overwrite trains anew"
+    try:
+        run = RunDir.opened(out)
+        stored = check_stored_options(run.read_config(), run.config)
+    except RunDirError:
+        return anew
+    if stored.kind != given.kind or stored.encoder:  # nothing can start from what stands on an encoder
+        return anew
+    epochs = {name: value for name, value in (given.overrides or {}).items() if name == "epochs"}
+    further = TrainOptions(
+        kind=stored.kind,
+        data=stored.data,
+        init=str(out),
+        val_size=stored.val_size,
+        seed=stored.seed,
+        limit=stored.limit,
+        overrides=epochs,
+    )
+    if stored.data == ARRAYS:
+        return f"to train it further: {further.command}; {anew}"
+    folder = ["--data-dir", stored.data_dir] if stored.data_dir else []
+    line = command_line([*further.words, *folder, "--out", f"{out}-further"])
+    return f"to train it further: {line}; {anew}"
 
 
 def _check_folder_options(out: Path | None, *, resume: bool, overwrite: bool) -> None:

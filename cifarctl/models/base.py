@@ -16,11 +16,12 @@ _FLOOR = 0.01
 class Model(nn.Module, ABC):
     """Any model of the registry.
 
-    useful_untrained: whether `initialize` alone makes a model that is worth keeping; training starts from it.
+    useful_untrained: whether a model that has not been trained yet is worth keeping: `initialize` alone makes it so, or
+        weights that it starts from.
     variant: which of several paths through the model a training step takes; None draws one with `draw_variant`.
     """
 
-    useful_untrained: ClassVar[bool] = False
+    useful_untrained: bool = False
     variant: int | None = None
 
     def draw_variant(self) -> int:

@@ -1,6 +1,7 @@
 """The one training loop: epochs, validation, checkpoints, signals. It yields what happened and prints nothing."""
 
 import hashlib
+import math
 import time
 from bisect import bisect
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from cifarctl.training.checkpoint import Checkpoint, TrainingState
 from cifarctl.training.cuda_graph import CapturedStep
 from cifarctl.training.events import Encoding, EpochDone, Fitted, StepDone
 from cifarctl.training.failures import check_finite, check_shares, compute_with_diagnosis, finite_metrics
-from cifarctl.training.model_weights import copy_weights, update_average, weights_replaced
+from cifarctl.training.model_weights import copy_weights, set_training_mode, update_average, weights_replaced
 from cifarctl.training.objectives import Objective
 from cifarctl.training.optim import build_optimizer, keep_rates_on, learning_rate_factor, set_learning_rate
 from cifarctl.training.recipes import Recipe
@@ -94,7 +95,8 @@ class Trainer:
         batch_size, images, processes = self.recipe.batch_size, len(self.train), self.ranks.size
         check_shares(batch_size, images, processes)
         self.batch_size = min(batch_size, images // processes * processes)
-        self.steps_per_epoch = images // self.batch_size  # the rest is drawn in another epoch
+        self.steps_per_pass = images // self.batch_size  # the rest is drawn in another pass
+        self.steps_per_epoch = self.steps_per_pass * math.ceil(self.recipe.epoch_steps / self.steps_per_pass)
         self.steps = self.steps_per_epoch * self.recipe.epochs
 
         self.device = self.train.images.device
@@ -156,12 +158,13 @@ class Trainer:
         """Take the steps that are left of an epoch, and validate it."""
         state = self.state
         epoch, first = divmod(state.step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(_seed_for(self.seed, "epoch", epoch))
-        order = torch.randperm(len(self.train), generator=generator).to(self.device)
         started, seconds_before = time.perf_counter(), state.seconds
-        self.model.train()
+        set_training_mode(self.model, self.recipe)
         for at in range(first, self.steps_per_epoch):
-            loss, requested = self._step(order[at * self.batch_size : (at + 1) * self.batch_size], epoch)
+            passes, at_step = divmod(state.step, self.steps_per_pass)
+            if at == first or at_step == 0:
+                order = self._draw_order(passes)
+            loss, requested = self._step(order[at_step * self.batch_size : (at_step + 1) * self.batch_size], passes)
             is_last = at == self.steps_per_epoch - 1
             is_checked = is_last or at % _CHECK_STEPS == 0
             if is_checked:
@@ -189,6 +192,11 @@ class Trainer:
         if request.stops and not done.is_saved:
             self._save()
         self._stop_if(request)
+
+    def _draw_order(self, passes: int) -> Tensor:
+        """The order of the images, int64 (N,), in the pass after so many."""
+        generator = torch.Generator().manual_seed(_seed_for(self.seed, "epoch", passes))
+        return torch.randperm(len(self.train), generator=generator).to(self.device)
 
     def _step(self, batch: Tensor, epoch: int) -> tuple[Tensor, Tensor | int]:
         """One optimizer step on the images at the indices `batch`, (B,) -> its loss, (), and what is requested."""
@@ -257,7 +265,7 @@ class Trainer:
             metrics = finite_metrics(validate, state.step, self.steps)
             value = metrics[self.objective.metric]
             # `>=`: of equally good epochs the later one, which has seen more.
-            if is_best := value >= state.best_metric:
+            if is_best := value >= state.best_metric or self.recipe.keep == "last":
                 state.best_metric, state.best_epoch, state.best = value, epoch, copy_weights(self.model)
             weights = state.best if is_best else copy_weights(self.model)
         on_val = {f"val_{name}": metric for name, metric in metrics.items()}

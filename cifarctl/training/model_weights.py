@@ -1,4 +1,4 @@
-"""A model's weights by name: to copy, to average, and to replace for a while."""
+"""A model's weights by name: to copy, to average, to replace for a while, and which of them training may change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cifarctl.models.base import Model
+from cifarctl.training.recipes import Recipe
 
 
 def copy_weights(model: Model) -> dict[str, Tensor]:
@@ -38,3 +39,12 @@ def weights_replaced(model: Model, replacement: dict[str, Tensor]) -> Iterator[N
         yield
     finally:
         model.load_state_dict(own)
+
+
+def set_training_mode(model: Model, recipe: Recipe) -> None:
+    """Set the model to training mode, but its batch norms only if the recipe lets them use the batch's statistics."""
+    model.train()
+    if recipe.norms == "stored":
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()

@@ -21,7 +21,7 @@ from cifarctl.training.recipes import Recipe
 from cifarctl.version import __version__
 
 # Options that do not change what is learnt, or are spelled otherwise on the command line.
-_NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard"})
+_NOT_TRAINING = frozenset({"kind", "data_dir", "overrides", "device", "tensorboard", "init_model"})
 # Options that runs of cifarctl 0.2 have. They said how to compute, not what.
 _GONE = frozenset({"compile"})
 # Fields of recipes that had another name in version 0.2.
@@ -39,7 +39,10 @@ class TrainOptions:
 
     kind: what to train. data, data_dir, val_size, limit, seed: see `data.Source`; the seed also draws the first weights
     and the batches.
-    arch: a registered model; None is the kind's default. latent_dim: an autoencoder's floats an image.
+    arch: a registered model; None is that of `init`, or the kind's default. latent_dim: an autoencoder's floats an
+    image. init: the weights file or run folder of a model of this kind to start from, instead of new weights.
+    init_model: its {"model": NAME, "config": {…}}, as `models.build` takes an encoder; `initial_weights.adopted` reads
+    it from the file.
     encoder: for a classifier, the weights file or run folder of the autoencoder whose latents are all that it sees.
     finetune: train that one too. teacher: the weights file or run folder of the classifier whose answers are learnt
     instead of the labels. recipe: one of the architecture's, by name. overrides: fields of the recipe, by name.
@@ -51,6 +54,8 @@ class TrainOptions:
     val_size: int | None = None
     seed: int = 0
     arch: str | None = None
+    init: str | None = None
+    init_model: dict[str, Any] | None = None
     latent_dim: int | None = None
     encoder: str | None = None
     finetune: bool = False
@@ -76,27 +81,43 @@ class TrainOptions:
         """The same options with absolute paths, so that they mean the same from everywhere."""
         data_dir = self.data_dir and str(Path(self.data_dir).absolute())
         # One that does not exist is the name of a pretrained model.
-        encoder, teacher = (
+        init, encoder, teacher = (
             str(Path(model).absolute()) if model and Path(model).exists() else model
-            for model in (self.encoder, self.teacher)
+            for model in (self.init, self.encoder, self.teacher)
         )
-        return replace(self, data=locate(self.data), data_dir=data_dir, encoder=encoder, teacher=teacher)
+        return replace(self, data=locate(self.data), data_dir=data_dir, init=init, encoder=encoder, teacher=teacher)
 
     @property
     def model_name(self) -> str:
         """The registered model to train."""
-        return self.arch or models.names(self.kind)[0]
+        return self.arch or (self.init_model["model"] if self.init_model else models.names(self.kind)[0])
+
+    @property
+    def model_latent_dim(self) -> int | None:
+        """The latent floats that the model is built with; None is the architecture's default."""
+        if self.latent_dim is None and self.init_model:
+            found: int | None = self.init_model["config"].get("latent_dim")
+            return found
+        return self.latent_dim
 
     @property
     def resolved_recipe(self) -> Recipe:
         """The architecture's recipe with the overrides. Raises UsageError."""
-        encoder: Literal["none", "frozen", "fine-tuned"] = "none"
+        start: recipes.Start = "trained" if self.init else "new"
         if self.encoder:
-            encoder = "fine-tuned" if self.finetune else "frozen"
+            start = "fine-tuned encoder" if self.finetune else "frozen encoder"
         try:
-            recipe = recipes.recipe_for(self.model_name, self.recipe, encoder)
+            recipe = recipes.recipe_for(self.model_name, self.recipe, start)
         except ValueError as error:
             raise UsageError(f"`recipe` {self.recipe}: {error}") from None
+        if self.init_model:
+            # The parameters that `trained_until` names may not be there.
+            given = {name: value for name, value in self.init_model["config"].items() if name not in _DECIDED}
+            changes = (self.overrides or {}).get("model")
+            # Where layers have other shapes, the norms are new and have stored nothing.
+            is_changed = isinstance(changes, dict) and _as_json({**given, **changes}) != _as_json(given)
+            norms: Literal["batch", "stored"] = "batch" if is_changed else recipe.norms
+            recipe = replace(recipe, model=given, trained_until={}, norms=norms)
         overrides = self.overrides or {}
         known = {item.name for item in fields(Recipe)}
         if unknown := [name for name in overrides if name not in known]:
@@ -128,13 +149,22 @@ class TrainOptions:
     @property
     def command(self) -> str:
         """The shortest command line that trains the same, but for where files lie; for a program's arrays, the call."""
-        given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
-        given = {name: value for name, value in given.items() if value != getattr(TrainOptions, name)}
-        overrides = dict(self.overrides or {})
-        if given.get("data") == ARRAYS:
-            del given["data"]
-            more = "".join(f", {name}={value!r}" for name, value in {**given, **overrides}.items())
+        if self.data == ARRAYS:
+            given = {name: value for name, value in self._given.items() if name != "data"} | (self.overrides or {})
+            more = "".join(f", {name}={value!r}" for name, value in given.items())
             return f"cifarctl.train_{self.kind}(out, data=arrays{more})"
+        return command_line(self.words)
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        """The options that differ from their defaults, but for those that `command` leaves out."""
+        given = {option.name: getattr(self, option.name) for option in fields(self) if option.name not in _NOT_TRAINING}
+        return {name: value for name, value in given.items() if value != getattr(TrainOptions, name)}
+
+    @property
+    def words(self) -> list[str]:
+        """The words of `command`."""
+        given, overrides = self._given, dict(self.overrides or {})
         given |= {name: overrides.pop(name) for name in list(overrides) if name in recipes.WITH_OPTIONS}
         words = ["cifarctl", "train-ae" if self.kind == "autoencoder" else "train-clf"]
         for name, value in given.items():
@@ -142,7 +172,7 @@ class TrainOptions:
         overrides |= {f"model.{name}": value for name, value in overrides.pop("model", {}).items()}
         for name, value in overrides.items():
             words += ["--set", assignment(name, value)]
-        return command_line(words)
+        return words
 
     @classmethod
     def from_config(cls, config: dict[str, Any], path: Path) -> "TrainOptions":
@@ -165,6 +195,8 @@ def assignment(name: str, value: Any) -> str:
     return f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
+# Options that name a trained model.
+MODELS = ("init", "encoder", "teacher")
 # What may be given anew to a resumed run: where files lie, which are compared with the run's, and how to compute.
 _ANEW = frozenset({"data_dir", "device", "precision", "tensorboard"})
 
@@ -177,8 +209,8 @@ def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> 
     """
     if stored.kind != given.kind:
         raise UsageError(f"`resume`: the run trains a{'n' if stored.kind[0] == 'a' else ''} {stored.kind}")
-    given, stored = given.located(), stored.located()
-    allowed = set(_ANEW) | {model for model in ("encoder", "teacher") if getattr(stored, model)}
+    given, stored = replace(given, init_model=stored.init_model).located(), stored.located()
+    allowed = set(_ANEW) | {model for model in MODELS if getattr(stored, model)}
     if given.source.is_path and stored.source.is_path:
         allowed.add("data")
     anew = {}
@@ -189,9 +221,9 @@ def resumed(given: TrainOptions, stored: TrainOptions, names: Iterable[str]) -> 
             then = {argument: then.get(argument) for argument in now}
         if now == then or _as_json(now) == _as_json(then):  # JSON makes lists of tuples
             continue
-        if name not in allowed:
+        if name not in allowed or (name in MODELS and now is None):
             raise UsageError(
-                f"`{name}`: the run was started with {then}",
+                f"`{name}`: the run was started {'without it' if then is None else f'with {then}'}",
                 hint="give what it was started with, or start another run",
             )
         anew[name] = now
@@ -253,7 +285,7 @@ def _check_arguments(name: str, recipe: Recipe) -> None:
 
 
 def _latent_dim(options: TrainOptions) -> dict[str, Any]:
-    return {} if options.latent_dim is None else {"latent_dim": options.latent_dim}
+    return {} if options.model_latent_dim is None else {"latent_dim": options.model_latent_dim}
 
 
 def _learned_scale(model: Model) -> str | None:
@@ -273,6 +305,8 @@ def check(options: TrainOptions) -> None:
         raise UsageError(f"`arch` {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")
     if options.teacher and (options.encoder or kind == "autoencoder"):
         raise UsageError("`teacher`: for a classifier of images", hint="leave out the encoder")
+    if options.init and options.encoder:
+        raise UsageError("`init`: gives all layers, so there is no encoder to choose", hint="leave out one of the two")
     if options.finetune and not options.encoder:
         raise UsageError("`finetune`: there is no encoder to fine-tune")
     recipe = options.resolved_recipe

@@ -56,6 +56,9 @@ def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
     options = TrainOptions.from_config(dict(config), path)
     if wrong := _wrong_name(options):
         raise RunDirError(f"{path}: options.{wrong} is {getattr(options, wrong)!r}, which names nothing", hint=_REPAIR)
+    model = options.init_model
+    if model and (model.get("model") not in models.names(options.kind) or not isinstance(model.get("config"), dict)):
+        raise RunDirError(f"{path}: options.init_model is {model!r}, no {options.kind}'s architecture", hint=_REPAIR)
     try:
         _ = options.resolved_recipe
     except UsageError as error:
@@ -67,7 +70,7 @@ def _wrong_name(options: TrainOptions) -> str | None:
     """The option that should name something and does not."""
     if options.model_name not in models.names(options.kind):
         return "arch"
-    for name in ("data", "encoder", "teacher"):
+    for name in ("data", "encoder", "teacher", "init"):
         if getattr(options, name) == "":
             return name
     return None if options.recipe in recipes.names(options.model_name) else "recipe"

@@ -86,6 +86,9 @@ class Recipe:
         another.
     teacher_temperature: what the logits of a teacher, and those that learn from it, are divided by.
     ema: decay of the moving average of the weights that is validated and kept; 0 is none.
+    keep: the weights of which epoch: the best by the validation metric, or the last.
+    norms: by what a batch norm standardises in training: the batch's statistics, which it also notes, or those stored.
+    epoch_steps: an epoch has at least this many steps; it passes over few images several times.
     image_sizes: (until, pixels) pairs: images are scaled to `pixels` × `pixels` while the fraction of steps that are
         done is below `until`.
     trained_until: by parameter, the fraction of all steps after which it stays as it is.
@@ -112,6 +115,9 @@ class Recipe:
     cutmix: Annotated[Fraction, UsedFor("labelled images")] = 0.0
     teacher_temperature: Annotated[float, UsedFor("teacher")] = 1.4
     ema: Fraction = 0.0
+    keep: Literal["best", "last"] = "best"
+    norms: Literal["batch", "stored"] = "batch"
+    epoch_steps: Count = 1
     image_sizes: Annotated[tuple[tuple[float, int], ...], UsedFor("convolutions")] = ()
     trained_until: dict[str, float] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -284,6 +290,32 @@ FROZEN_ENCODER = {"airbench": replace(_AIRBENCH["fast"], trained_until={}, model
 # untrained layers would distort it (Kumar et al., "Fine-tuning can distort pretrained features and underperform
 # out-of-distribution", 2022, arXiv:2202.10054).
 FINE_TUNED_ENCODER = {"airbench": _AIRBENCH_FINE_TUNING}
+# Replaces an architecture's "fast" if training starts from trained weights (`init`). The rate of new weights would
+# destroy them. 60 images are one batch, and a few passes over them train nothing, so an epoch has a least number of
+# steps. A few images for validation cannot tell which epoch is best, so the last one is kept.
+_GENTLE = Recipe(
+    epochs=5,
+    batch_size=512,
+    optimizer="adamw",
+    lr=1e-3,
+    weight_decay=0.0,
+    warmup=0.1,
+    schedule="cosine",
+    label_smoothing=0.1,
+    flip="random",
+    crop=4,
+    jitter=0.2,
+    keep="last",
+    norms="stored",
+    epoch_steps=12,
+)
+_GENTLE_RESCONV = replace(_RESCONV["fast"], lr=0.005, epoch_steps=20)
+TRAINED_WEIGHTS = {
+    "airbench": _GENTLE,
+    "mlp": _GENTLE,
+    "resconv": _GENTLE_RESCONV,
+    "conv2": _GENTLE_RESCONV,
+}
 
 
 def names(architecture: str) -> list[str]:
@@ -291,13 +323,23 @@ def names(architecture: str) -> list[str]:
     return list(_recipes(architecture))
 
 
-def recipe_for(architecture: str, name: str, encoder: Literal["none", "frozen", "fine-tuned"] = "none") -> Recipe:
+Start = Literal["new", "frozen encoder", "fine-tuned encoder", "trained"]
+"""What a training starts from: new weights, perhaps after an encoder that is frozen or trained too, or trained ones."""
+
+
+def recipe_for(architecture: str, name: str, start: Start = "new") -> Recipe:
     """An architecture's recipe; `PLAIN` for one that has none. Raises ValueError on an unknown name."""
     if name not in (known := _recipes(architecture)):
         raise ValueError(f"{architecture} has no recipe {name}, only: {', '.join(known)}")
-    instead = {"none": {}, "frozen": FROZEN_ENCODER, "fine-tuned": FINE_TUNED_ENCODER}[encoder]
-    recipe = instead.get(architecture, known[name]) if name == "fast" else known[name]
-    if encoder == "fine-tuned" and not recipe.encoder_lr:
+    recipe = known[name]
+    if name == "fast":
+        instead = {
+            "frozen encoder": FROZEN_ENCODER,
+            "fine-tuned encoder": FINE_TUNED_ENCODER,
+            "trained": TRAINED_WEIGHTS,
+        }
+        recipe = instead.get(start, {}).get(architecture, _GENTLE if start == "trained" else recipe)
+    if start == "fine-tuned encoder" and not recipe.encoder_lr:
         raise ValueError(f"{architecture}'s recipe {name} has no rate to fine-tune an autoencoder with")
     return recipe
 

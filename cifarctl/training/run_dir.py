@@ -180,8 +180,16 @@ class RunDir:
         """Raise RunDirError if there is no run at `path` to go on with."""
         if not (_has_staged(path) or _is_run(path)):
             raise RunDirError(f"{path}: holds no run to resume")
-        if not cls._is_unfinished(path):
-            raise RunDirError(f"{path}: this run has finished", hint="`overwrite` trains anew")
+        if cls.is_finished(path):
+            raise RunDirError(
+                f"{path}: this run has finished",
+                hint="`init` takes it, and `out` another folder, to train it further; `overwrite` trains anew",
+            )
+
+    @classmethod
+    def is_finished(cls, path: Path) -> bool:
+        """Whether there is a run at `path`, and nothing is left of it to go on with."""
+        return _is_run(path) and not cls._is_unfinished(path)
 
     @classmethod
     def is_resumable(cls, path: Path) -> bool:

@@ -22,6 +22,7 @@ from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.startup import import_beside, load_gpu_libraries
 from cifarctl.training.calibration import calibrate
 from cifarctl.training.events import Encoding, EpochDone, Event, Finished, Fitted, Measuring, Started, StepDone
+from cifarctl.training.initial_weights import adopted
 from cifarctl.training.loop import fit
 from cifarctl.training.options import TrainOptions, check
 from cifarctl.training.run_dir import EpochFiles, RunDir
@@ -49,8 +50,8 @@ def train(
     TrainingError, Interrupted, and OSError where a file cannot be written. Under torchrun every process calls this and
     gets the same events, but the first one alone writes and gets Measuring and Finished.
     """
+    options = adopted(options).located()
     check(options)
-    options = options.located()
     device = local_device(select_device(options.device))
     with join_ranks(device) as ranks, ExitStack() as opened:
         resume = ranks.from_main(resume)  # after a restart, others may have looked at the folder later

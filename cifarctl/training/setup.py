@@ -22,6 +22,7 @@ from cifarctl.evaluation import require_classes
 from cifarctl.hardware import Precision, select_precision
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.training.events import Started
+from cifarctl.training.initial_weights import load_initial
 from cifarctl.training.objectives import (
     Classification,
     FrozenLatents,
@@ -67,7 +68,7 @@ class Setup:
     @property
     def hparams(self) -> dict[str, Any]:
         """What makes this run another than others, by name; None is what it does not have."""
-        names = ("val_size", "limit", "seed", "encoder", "finetune", "teacher")
+        names = ("val_size", "limit", "seed", "encoder", "finetune", "teacher", "init")
         given = {name: getattr(self.options, name) for name in names}
         values = {"kind": self.info.kind, "arch": self.info.model, "data": self.options.source.name, **given}
         return {**values, "precision": self.precision, "device": self.device.type, **self.options.recipe_values}
@@ -103,6 +104,12 @@ def set_up(
     resumed_config = ranks.from_main(run.read_config() if run else {}) if resume else {}
     if run:
         check_recipe(resumed_config, recipe, run.config)
+    # What a checkpoint replaces is not needed, so it may have gone; but another that is given must be the run's.
+    has_checkpoint = ranks.from_main(run.checkpoint.exists() if run else False)
+    is_given_anew = options.init != resumed_config.get("options", {}).get("init")
+    init = None
+    if options.init and (is_given_anew or not has_checkpoint):
+        init = load_initial(options.init, options.kind, device, resumed_config.get("init_sha256"))
     data = _load(options.source_of(arrays), resumed_config, device)
     encoder, encoder_sha256 = _weights_to_learn_from(
         options.encoder, "autoencoder", resumed_config.get("encoder_sha256")
@@ -117,11 +124,21 @@ def set_up(
     model, config = _build(options, recipe, data.train, device, encoder)
     check_batch(model, recipe, data.train.images, ranks)
     model.eval().initialize(data.train.images)
+    remarks = data.remarks
+    if init:
+        remarks += init.remark_on_split(data.description) + init.put_into(model, config, data.train)
+        model.useful_untrained = True
     objective = _objective(options, model, recipe, precision, data.train, teacher)
 
-    digests = {"encoder_sha256": encoder_sha256, "teacher_sha256": teacher_sha256}
+    origin = init.description if init else resumed_config.get("init")
+    digests = {
+        "encoder_sha256": encoder_sha256,
+        "teacher_sha256": teacher_sha256,
+        "init_sha256": origin["sha256"] if origin else None,
+    }
     computing = {**_config(options, recipe, device, precision), "processes": ranks.size}
-    remarks = data.remarks
+    if origin:
+        computing["init"] = origin
     if ranks.is_main:
         # A new run's folder is made when nothing is left that could refuse it.
         run = run or open_run()
@@ -137,7 +154,7 @@ def set_up(
         config,
         data.train.classes if options.kind == "classifier" else (),
         data.description,
-        training={"command": options.command, "versions": _versions()},
+        training={"command": options.command, "versions": _versions(), **({"init": origin} if origin else {})},
     )
     return Setup(options, recipe, device, precision, data, model, objective, run, info, remarks)
 
@@ -221,8 +238,8 @@ def _build(
     encoder: Autoencoder | None = None
     if options.kind == "classifier":
         config["classes"] = len(train_set.classes)
-    elif options.latent_dim is not None:
-        config["latent_dim"] = options.latent_dim
+    elif options.model_latent_dim is not None:
+        config["latent_dim"] = options.model_latent_dim
     if encoder_path:
         encoder, encoder_info = weights.load_autoencoder(encoder_path, device)
         config["encoder"] = {"model": encoder_info.model, "config": encoder_info.config}

@@ -24,6 +24,7 @@ from cifarctl.training.calibration import calibrate
 from cifarctl.training.events import Encoding, EpochDone, Event, Finished, Fitted, Measuring, Started, StepDone
 from cifarctl.training.loop import fit
 from cifarctl.training.options import TrainOptions, check
+from cifarctl.training.outliers import fit_typicality
 from cifarctl.training.run_dir import EpochFiles, RunDir
 from cifarctl.training.setup import Data, Setup, set_up
 from cifarctl.training.tensorboard import TensorBoardLog
@@ -127,6 +128,7 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
         weights.save(run.last, fitted.last, info)
         if isinstance(setup.model, Classifier):
             calibrate(setup.model, setup.data.val, setup.precision)
+            fit_typicality(setup.model, setup.data.train, setup.data.val, setup.precision)
         summary = _finish(setup.model, info, run, board, setup.data, fitted)
     except (Interrupted, TrainingError):
         files.write()
@@ -183,7 +185,7 @@ def _finish(
     best = next(record for record in fitted.history if record["epoch"] == fitted.best_epoch)
     val = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
     measured = {"best_epoch": fitted.best_epoch, "val": val, "test": {"n": report.n, **metrics}}
-    weights.save(run.model, model.state_dict(), replace(info, metrics=measured))
+    weights.save(run.model, weights.of_model(model), replace(info, metrics=measured))
     summary = {
         "run": str(run.path),
         "model": str(run.model),

@@ -3,7 +3,8 @@
     python .github/ship_pretrained.py RUN COMMIT
     python .github/ship_pretrained.py --typicality
 
-The second fits the score of how familiar an image looks for the classifier that is already there, and changes nothing else. COMMIT is the one that the run was trained on. Filters and matrices are stored as fp16, and the model is calibrated and
+The second fits the typicality of the classifier that is already there, and changes nothing else. COMMIT is the one that
+the run was trained on. Filters and matrices are stored as fp16, and the model is calibrated and
 measured again as it is stored: its metadata says what it is, not what it was.
 Data is read from where `cifarctl` finds it.
 """

@@ -12,7 +12,7 @@ from cifarctl.data.dataset import to_float
 from cifarctl.data.fingerprint import class_differences
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import DataError
-from cifarctl.inference import predict_logits, reconstruct
+from cifarctl.inference import answer, reconstruct
 from cifarctl.metrics import AutoencoderMetrics, ClassifierMetrics, measure_autoencoder, measure_classifier
 from cifarctl.model_outputs import ClassMetrics, Predictions, Reconstructions
 from cifarctl.models.base import Autoencoder, Classifier
@@ -23,7 +23,8 @@ from cifarctl.models.pca import pca_reconstruct
 class ClassifierReport:
     """A classifier on a split of n images.
 
-    confusion_matrix: counts, rows are the truth. probabilities: float32 (N, classes).
+    confusion_matrix: counts, rows are the truth. probabilities: float32 (N, classes). typicality: of each
+    image, float32 (N,) in [0, 1]; None if the model has no such score.
     """
 
     n: int
@@ -32,6 +33,7 @@ class ClassifierReport:
     confusion_matrix: list[list[int]]
     images_per_second: float
     probabilities: Tensor
+    typicality: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def evaluate_classifier(
 ) -> ClassifierReport:
     """Measure `model` on `data`. tta: average over six views of each image. Several `ranks` share out the images."""
     started = time.perf_counter()
-    logits = predict_logits(model, data.images, tta=tta, ranks=ranks).cpu()
+    answers = answer(model, data.images, tta=tta, ranks=ranks)
+    logits = answers.logits.cpu()
     seconds = time.perf_counter() - started
 
     predictions = Predictions(logits, data.labels.cpu(), data.classes)
@@ -75,6 +78,7 @@ def evaluate_classifier(
         predictions.confusion_matrix.tolist(),
         len(data) / seconds,
         predictions.probabilities,
+        answers.typicality,
     )
 
 

@@ -40,10 +40,10 @@ def answer(
     batch_size: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Answers:
-    """`predict_logits` and the images' typicality, which is that of the images themselves with `tta` too, in one pass."""
+    """`predict_logits` and the images' typicality, in one pass. With `tta` that is still of the images alone."""
     if (typicality := model.typicality) is None:
-        options = {"tta": tta, "precision": precision, "batch_size": batch_size, "ranks": ranks}
-        return Answers(predict_logits(model, images, **options), None)
+        logits = predict_logits(model, images, tta=tta, precision=precision, batch_size=batch_size, ranks=ranks)
+        return Answers(logits, None)
 
     def one_batch(batch: Tensor) -> Tensor:
         logits, summary = summarize(model.stages(model.features(to_float(batch))))
@@ -124,6 +124,11 @@ def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[
         [(classes[index], confidence) for index, confidence in zip(indices, confidences, strict=True)]
         for indices, confidences in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
+
+
+def accepted(label: str, typicality: float | None, reject: float | None) -> str | None:
+    """The label; None if the image is less typical than `reject`."""
+    return None if reject is not None and typicality is not None and typicality < reject else label
 
 
 def reconstruct(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32", ranks: Ranks = ALONE) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cifarctl.models.base import STAGE_WIDTH
 
-UNUSUAL = 0.05  # below it, tables mark an image
 PREFIX = "typicality."
 _CLAMP = 5.0  # standard deviations; a sum of features should not hang on one of them
 

@@ -95,6 +95,13 @@ def resolve(reference: Path | None, kind: models.Kind) -> Path:
     return reference
 
 
+def has_typicality(path: Path) -> bool:
+    """Whether a weights file holds a score of how like the training images an image is. Raises WeightsError."""
+    read_info(path)
+    with safe_open(path, framework="pt") as file:
+        return not typicality.NAMES.isdisjoint(file.keys())
+
+
 def load_classifier(path: Path, device: torch.device) -> tuple[Classifier, ModelInfo]:
     """Read a classifier, ready to predict on `device`. Raises WeightsError."""
     return _load(path, device, "classifier", Classifier)  # type: ignore[type-abstract]
@@ -145,19 +152,27 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
         tensors[name] = tensor.to(device, expected[name].dtype)
         if not tensors[name].isfinite().all():
             raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
+    _check_calibration(path, tensors)
+    model.load_state_dict(tensors, assign=True)
+    if isinstance(model, Classifier) and len(info.classes) != model.classes:
+        raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
+    if score and isinstance(model, Classifier):
+        model.typicality = _typicality(path, score, model)
+    return model.to(memory_format=memory_format(device)).eval(), info
+
+
+def _check_calibration(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if "temperature" in tensors and not tensors["temperature"] > 0:
         raise WeightsError(f"{path}: tensor temperature is {tensors['temperature'].item()}, not above 0")
     if "smoothing" in tensors and not 0 <= tensors["smoothing"] < 1:
         raise WeightsError(f"{path}: tensor smoothing is {tensors['smoothing'].item()}, not from 0 to 1")
-    model.load_state_dict(tensors, assign=True)
-    if kind == "classifier" and len(info.classes) != model.classes:
-        raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
-    if score and isinstance(model, Classifier):
-        try:
-            model.typicality = typicality.from_tensors(score, model.summary_size)
-        except ValueError as error:
-            raise WeightsError(f"{path}: {error}") from None
-    return model.to(memory_format=memory_format(device)).eval(), info
+
+
+def _typicality(path: Path, tensors: Mapping[str, Tensor], model: Classifier) -> typicality.Typicality:
+    try:
+        return typicality.from_tensors(tensors, model.summary_size)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
 
 
 def _read_tensors(path: Path, expected: Mapping[str, Tensor], optional: frozenset[str]) -> dict[str, Tensor]:

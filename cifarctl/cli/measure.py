@@ -55,13 +55,15 @@ class MeasureOptions:
     """How to measure, and what to make beside the numbers.
 
     tta: average a classifier over six views. figures: a folder for them. report_images: how many images a report's
-    section may show; 0 makes no section. ranks: the processes that share out the images.
+    section may show; 0 makes no section. ranks: the processes that share out the images. unfamiliar: images of none of
+    the classes, uint8 (M, 3, 32, 32), to tell from the split's.
     """
 
     tta: bool = False
     figures: Path | None = None
     report_images: int = 0
     ranks: Ranks = ALONE
+    unfamiliar: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,17 @@ def _measure_classifier(
         "confusion_matrix": report.confusion_matrix,
         "images_per_second": round(report.images_per_second, 1),
     }
+    if options.unfamiliar is not None and report.typicality is not None:
+        from cifarctl.cli.unfamiliar import measure_unfamiliar
+
+        result["unfamiliar"] = measure_unfamiliar(classifier, report.typicality, options.unfamiliar)
     section = None
     if options.report_images:
         from cifarctl.report import classifier_section
 
-        section = classifier_section(result, images, report.probabilities, history, options.report_images)
+        section = classifier_section(
+            result, images, report.probabilities, history, options.report_images, report.typicality
+        )
     return Measured(result, report.probabilities.argmax(1) == labels, section)
 
 

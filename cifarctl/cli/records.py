@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 Writer = Callable[[Iterable[Record]], None]
 DEFAULT_FORMAT = "jsonl"
+UNKNOWN = "unknown"  # in tables, the label of an image that was rejected
+_UNUSUAL = 0.05  # typicality below which a table marks an image
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,19 @@ def open_writer(format: str, out: Path | None, top_k: int) -> Iterator[Writer]:
         yield write
 
 
-def _table(stream: IO[str], top_k: int) -> AbstractContextManager[Writer]:  # noqa: ARG001 (a line shows all classes)
+@contextmanager
+def _table(stream: IO[str], top_k: int) -> Iterator[Writer]:  # noqa: ARG001 (a line shows all classes)
     console = make_console(stream)
-    return nullcontext(_lines(lambda record: _table_line(record, console), stream))
+    marked = False
+
+    def line(record: Record) -> str:
+        nonlocal marked
+        marked |= _is_unusual(record)
+        return _table_line(record, console)
+
+    yield _lines(line, stream)
+    if marked:
+        write_line(f"* less like the training images than {1 - _UNUSUAL:.0%} of the validation images", stream)
 
 
 @contextmanager
@@ -101,13 +113,15 @@ def _lines(line: Callable[[Record], str], stream: IO[str], end: str = "\n") -> W
 
 def _header(top_k: int) -> list[str]:
     more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "confidence")]
-    return ["path", "label", "confidence", *more, "error"]
+    return ["path", "label", "confidence", *more, "error", "typicality"]  # last, so that the others keep their places
 
 
 def _cells(record: Record, top_k: int) -> list[Any]:
     ranked = record.get("top") or [{"label": "", "confidence": ""}] * top_k
     cells = [cell for entry in ranked for cell in (entry["label"], entry["confidence"])]
-    return [record["path"], *cells, record.get("error", "")]
+    if "top" in record and record["label"] is None:
+        cells[0] = UNKNOWN
+    return [record["path"], *cells, record.get("error", ""), record.get("typicality")]
 
 
 def _columns(cells: list[Any], delimiter: str) -> str:
@@ -143,14 +157,19 @@ def _table_line(record: Record, console: "Console") -> str:
         line.append(f"  {printable(record['path'])}: {printable(record['error'])}")
     else:
         first, *rest = record["top"]
-        line.append(f"{printable(first['label']):<12}", style="bold")
+        line.append(f"{printable(record['label'] or UNKNOWN):<12}", style="bold")
         line.append(f"{first['confidence']:>7.1%}", style="green" if first["confidence"] > 0.5 else "yellow")
-        line.append(f"   {printable(record['path'])}")
-        for entry in rest:
+        line.append(f" {'*' if _is_unusual(record) else ' '} {printable(record['path'])}")
+        for entry in [first, *rest] if record["label"] is None else rest:
             line.append(f"  {printable(entry['label'])} {entry['confidence']:.1%}", style="dim")
     with console.capture() as capture:
         console.print(line, soft_wrap=True)
     return capture.get().rstrip("\n")
+
+
+def _is_unusual(record: Record) -> bool:
+    typicality = record.get("typicality")
+    return typicality is not None and typicality < _UNUSUAL
 
 
 FORMATS = {

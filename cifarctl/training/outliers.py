@@ -24,7 +24,7 @@ _GREY = 0.3
 
 
 def fit_typicality(model: Classifier, train: Dataset, val: Dataset, precision: Precision) -> None:
-    """Set the model's typicality; None if `val` has fewer images than `MIN_VAL`. The draw depends on the images alone."""
+    """Set the model's typicality; None if `val` has fewer images than `MIN_VAL`. The draw does not depend on a seed."""
     model.typicality = None
     if len(val) < MIN_VAL:
         return

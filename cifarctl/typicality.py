@@ -32,7 +32,7 @@ class Typicality:
 
     def fractions(self, scores: Tensor) -> Tensor:
         """Scores -> the fraction of validation images with a lower one, float32 (N,) in [0, 1], interpolated."""
-        quantiles, scores = self.quantiles.cpu(), scores.cpu()
+        quantiles, scores = self.quantiles.cpu(), scores.cpu().contiguous()
         above = torch.searchsorted(quantiles, scores).clamp(1, len(quantiles) - 1)
         low, high = quantiles[above - 1], quantiles[above]
         between = ((scores - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
@@ -68,7 +68,7 @@ def from_tensors(tensors: Mapping[str, Tensor], size: int) -> Typicality:
 
 def summarize(stages: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """What `Classifier.stages` gives -> the logits, float32 (N, classes), and each image's summary, float32 (N, D):
-    the mean and the standard deviation of every channel, the units of vectors, the sorted logits and their energy
+    the mean and the standard deviation of every channel; of vectors the units, their mean and their norm; the sorted logits and their energy
     (Liu et al., "Energy-based Out-of-distribution Detection", 2020).
     """
     parts: list[list[Tensor]] = []
@@ -100,6 +100,6 @@ def false_positives(familiar: Tensor, unfamiliar: Tensor, true_positives: float 
 def _moments(x: Tensor) -> list[Tensor]:
     x = x.float()
     if x.ndim == 2:
-        return [x]
+        return [x, x.mean(1, keepdim=True), x.square().mean(1, keepdim=True).sqrt()]
     mean = x.mean((2, 3))
     return [mean, (x.square().mean((2, 3)) - mean.square()).clamp_min(0).sqrt()]

@@ -177,8 +177,8 @@ class MLP(Classifier):
 
     @property
     def summary_size(self) -> int:
-        """One number per hidden unit, and what any classifier has."""
-        return sum(min(width, STAGE_WIDTH) for width in self.hidden) + super().summary_size
+        """One number per hidden unit, two per hidden layer, and what any classifier has."""
+        return sum(min(width, STAGE_WIDTH) + 2 for width in self.hidden) + super().summary_size
 
     def stages(self, features: Tensor) -> Iterator[Tensor]:
         """Features -> the output of each hidden layer, and the logits."""

@@ -68,8 +68,8 @@ def from_tensors(tensors: Mapping[str, Tensor], size: int) -> Typicality:
 
 def summarize(stages: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """What `Classifier.stages` gives -> the logits, float32 (N, classes), and each image's summary, float32 (N, D):
-    the mean and the standard deviation of every channel; of vectors the units, their mean and their norm; the sorted logits and their energy
-    (Liu et al., "Energy-based Out-of-distribution Detection", 2020).
+    the mean and the standard deviation of every channel; of vectors the units, their mean and their norm; the
+    sorted logits and their energy (Liu et al., "Energy-based Out-of-distribution Detection", 2020).
     """
     parts: list[list[Tensor]] = []
     for stage in stages:

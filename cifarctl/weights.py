@@ -154,10 +154,7 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
             raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
     _check_calibration(path, tensors)
     model.load_state_dict(tensors, assign=True)
-    if isinstance(model, Classifier) and len(info.classes) != model.classes:
-        raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
-    if score and isinstance(model, Classifier):
-        model.typicality = _typicality(path, score, model)
+    _complete_classifier(path, model, info, score)
     return model.to(memory_format=memory_format(device)).eval(), info
 
 
@@ -168,11 +165,17 @@ def _check_calibration(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise WeightsError(f"{path}: tensor smoothing is {tensors['smoothing'].item()}, not from 0 to 1")
 
 
-def _typicality(path: Path, tensors: Mapping[str, Tensor], model: Classifier) -> typicality.Typicality:
-    try:
-        return typicality.from_tensors(tensors, model.summary_size)
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from None
+def _complete_classifier(path: Path, model: Model, info: ModelInfo, score: Mapping[str, Tensor]) -> None:
+    """Check a classifier's classes, and set its typicality from the tensors `score`, unless they are none."""
+    if not isinstance(model, Classifier):
+        return
+    if len(info.classes) != model.classes:
+        raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
+    if score:
+        try:
+            model.typicality = typicality.from_tensors(score, model.summary_size)
+        except ValueError as error:
+            raise WeightsError(f"{path}: {error}") from None
 
 
 def _read_tensors(path: Path, expected: Mapping[str, Tensor], optional: frozenset[str]) -> dict[str, Tensor]:

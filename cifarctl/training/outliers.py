@@ -20,6 +20,7 @@ MIN_VAL = 50  # fewer validation images say nothing of the lower quantiles
 _IMAGES = 4000  # of training, and as many outliers
 _QUANTILES = 501
 _RIDGE = 0.1
+_VARIED = 0.25  # the fraction of training images that are varied
 _GREY = 0.3  # the fraction of outliers without colour
 _GREY_WEIGHTS = torch.tensor([0.299, 0.587, 0.114])[:, None, None]  # ITU-R BT.601
 
@@ -65,7 +66,7 @@ def make_outliers(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def vary(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The images, uint8 (N, 3, 32, 32), half of them as other cameras and programs might give them: with another
+    """The images, uint8 (N, 3, 32, 32), a quarter of them as other cameras and programs might give them: with another
     contrast, brightness and sharpness, a little noise, or grey. Without them the score is one of noise and of how a
     picture was scaled: noise of 2 % then made 95 of 100 validation images unusual.
     """
@@ -78,7 +79,7 @@ def vary(images: Tensor, generator: torch.Generator) -> Tensor:
     varied = varied + torch.randn(x.shape, generator=generator) * _uniform(x, generator, 0, 0.03)
     grey = (varied * _GREY_WEIGHTS).sum(1, keepdim=True)
     varied = torch.where(_uniform(x, generator) < 0.1, grey, varied)
-    return (torch.where(_uniform(x, generator) < 0.5, varied, x).clamp(0, 1) * 255).round().byte()
+    return (torch.where(_uniform(x, generator) < _VARIED, varied, x).clamp(0, 1) * 255).round().byte()
 
 
 def _discriminant(familiar: Tensor, outliers: Tensor) -> Tensor:

@@ -14,7 +14,17 @@ import typer
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.path_list import read_path_list
-from cifarctl.cli.records import DEFAULT_FORMAT, FORMATS, UNKNOWN, Writer, check_format, format_of, open_writer
+from cifarctl.cli.records import (
+    DEFAULT_FORMAT,
+    FORMATS,
+    UNKNOWN,
+    UNUSUAL,
+    Writer,
+    check_format,
+    format_of,
+    is_unusual,
+    open_writer,
+)
 from cifarctl.cli.unfamiliar import HOW_TO_GET_IT, NO_SCORE
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
@@ -143,7 +153,9 @@ def predict(
             processes=None if ranks.size == 1 else 0,
         )
         answers = ranks.streamed(iter(files), classify, _BATCHES_PER_SHARE * batch_size)
-        total, failed = _write(answers, write, output if show else None)
+        total, failed, marked = _write(answers, write, output if show else None)
+    if marked and format == "table":
+        output.status(f"* less like the training images than {1 - UNUSUAL:.0%} of the validation images")
     _finish(files, total, failed, output)
 
 
@@ -156,11 +168,12 @@ def _chosen_format(format: str | None, out: Path | None) -> str:
     return "table" if sys.stdout.isatty() else DEFAULT_FORMAT
 
 
-def _write(batches: "Iterator[list[Answer]]", write: Writer | None, preview: Output | None) -> tuple[int, int]:
+def _write(batches: "Iterator[list[Answer]]", write: Writer | None, preview: Output | None) -> tuple[int, int, bool]:
     """Write all answers; with `preview`, draw each picture on it, above its line. Returns how many answers there were,
-    and how many of them were errors. Only the first of several processes gets answers, and `write` is there.
+    how many of them were errors, and whether one is unusual. Only the first of several processes gets answers, and `write` is there.
     """
     total = failed = 0
+    marked = False
     for batch in batches:
         assert write is not None
         for answers in [[answer] for answer in batch] if preview else [batch]:
@@ -171,8 +184,9 @@ def _write(batches: "Iterator[list[Answer]]", write: Writer | None, preview: Out
                     show_images([pixels], [f"{record['label'] or UNKNOWN} {record['confidence']:.1%}"], preview)
                 total += 1
                 failed += "error" in record
+                marked |= is_unusual(record)
             write(record for record, _ in answers)
-    return total, failed
+    return total, failed, marked
 
 
 def _finish(files: "ImageFiles", total: int, failed: int, output: Output) -> None:

@@ -23,7 +23,7 @@ Record = dict[str, Any]
 Writer = Callable[[Iterable[Record]], None]
 DEFAULT_FORMAT = "jsonl"
 UNKNOWN = "unknown"  # in tables, the label of an image that was rejected
-_UNUSUAL = 0.05  # typicality below which a table marks an image
+UNUSUAL = 0.05  # typicality below which a table marks an image
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,9 @@ def open_writer(format: str, out: Path | None, top_k: int) -> Iterator[Writer]:
         yield write
 
 
-@contextmanager
-def _table(stream: IO[str], top_k: int) -> Iterator[Writer]:  # noqa: ARG001 (a line shows all classes)
+def _table(stream: IO[str], top_k: int) -> AbstractContextManager[Writer]:  # noqa: ARG001 (a line shows all classes)
     console = make_console(stream)
-    marked = False
-
-    def line(record: Record) -> str:
-        nonlocal marked
-        marked |= _is_unusual(record)
-        return _table_line(record, console)
-
-    yield _lines(line, stream)
-    if marked:
-        write_line(f"* less like the training images than {1 - _UNUSUAL:.0%} of the validation images", stream)
+    return nullcontext(_lines(lambda record: _table_line(record, console), stream))
 
 
 @contextmanager
@@ -159,7 +149,7 @@ def _table_line(record: Record, console: "Console") -> str:
         first, *rest = record["top"]
         line.append(f"{printable(record['label'] or UNKNOWN):<12}", style="bold")
         line.append(f"{first['confidence']:>7.1%}", style="green" if first["confidence"] > 0.5 else "yellow")
-        line.append(f" {'*' if _is_unusual(record) else ' '} {printable(record['path'])}")
+        line.append(f" {'*' if is_unusual(record) else ' '} {printable(record['path'])}")
         for entry in [first, *rest] if record["label"] is None else rest:
             line.append(f"  {printable(entry['label'])} {entry['confidence']:.1%}", style="dim")
     with console.capture() as capture:
@@ -167,9 +157,10 @@ def _table_line(record: Record, console: "Console") -> str:
     return capture.get().rstrip("\n")
 
 
-def _is_unusual(record: Record) -> bool:
+def is_unusual(record: Record) -> bool:
+    """Whether a table marks the image."""
     typicality = record.get("typicality")
-    return typicality is not None and typicality < _UNUSUAL
+    return typicality is not None and typicality < UNUSUAL
 
 
 FORMATS = {

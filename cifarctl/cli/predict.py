@@ -170,7 +170,8 @@ def _chosen_format(format: str | None, out: Path | None) -> str:
 
 def _write(batches: "Iterator[list[Answer]]", write: Writer | None, preview: Output | None) -> tuple[int, int, bool]:
     """Write all answers; with `preview`, draw each picture on it, above its line. Returns how many answers there were,
-    how many of them were errors, and whether one is unusual. Only the first of several processes gets answers, and `write` is there.
+    how many of them were errors, and whether one is unusual. Only the first of several processes gets answers, and
+    `write` is there.
     """
     total = failed = 0
     marked = False

@@ -45,11 +45,15 @@ Data = PathLike | Arrays | Part
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's answer. top: (label, confidence), the likeliest first."""
+    """One image's answer. label: None if it was rejected. top: (label, confidence), the likeliest first.
+    typicality: the fraction of validation images that are less like the training images than this one; None if the
+    model's file has no such score.
+    """
 
-    label: str
+    label: str | None
     confidence: float
     top: tuple[tuple[str, float], ...]
+    typicality: float | None = None
 
 
 class LoadedClassifier:
@@ -71,12 +75,26 @@ class LoadedClassifier:
         """
         return inference.predict_logits(self.module, _to_tensor(images), tta=tta)
 
-    def predict(self, images: Images, *, top_k: int = 1, tta: bool = False) -> list[Prediction]:
-        """The `top_k` likeliest classes of each image, with their probabilities. Arguments as for `logits`."""
+    def predict(
+        self, images: Images, *, top_k: int = 1, tta: bool = False, reject: float | None = None
+    ) -> list[Prediction]:
+        """The `top_k` likeliest classes of each image, with their probabilities. Arguments as for `logits`.
+
+        reject: the label of an image with a lower typicality is None. Raises ValueError if the model has no such score.
+        """
         if not 1 <= top_k <= len(self.classes):
             raise ValueError(f"top_k is {top_k}, not from 1 to {len(self.classes)}, the number of classes")
-        ranked = inference.rank(self.logits(images, tta=tta), self.classes, top_k)
-        return [Prediction(*top[0], top=tuple(top)) for top in ranked]
+        if reject is not None and not 0 <= reject <= 1:
+            raise ValueError(f"reject is {reject}, not from 0 to 1")
+        if reject is not None and self.module.typicality is None:
+            raise ValueError("reject: the model has no typicality score")
+        answers = inference.answer(self.module, _to_tensor(images), tta=tta)
+        ranked = inference.rank(answers.logits, self.classes, top_k)
+        typicality = [None] * len(ranked) if answers.typicality is None else answers.typicality.tolist()
+        return [
+            Prediction(inference.accepted(top[0][0], value, reject), top[0][1], tuple(top), value)
+            for top, value in zip(ranked, typicality, strict=True)
+        ]
 
     def export(self, path: PathLike) -> None:
         """Write the model for other runtimes: `images`, float32 (N, 3, 32, 32) in [0, 1] -> calibrated `logits`.

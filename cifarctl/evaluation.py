@@ -12,7 +12,7 @@ from cifarctl.data.dataset import to_float
 from cifarctl.data.fingerprint import class_differences
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import DataError
-from cifarctl.inference import predict_logits, reconstruct
+from cifarctl.inference import answer, reconstruct
 from cifarctl.metrics import AutoencoderMetrics, ClassifierMetrics, measure_autoencoder, measure_classifier
 from cifarctl.model_outputs import ClassMetrics, Predictions, Reconstructions
 from cifarctl.models.base import Autoencoder, Classifier
@@ -24,7 +24,8 @@ from cifarctl.progress import OnEvent, Progress, ignore
 class ClassifierReport:
     """A classifier on a split of n images.
 
-    confusion_matrix: counts, rows are the truth. probabilities: float32 (N, classes).
+    confusion_matrix: counts, rows are the truth. probabilities: float32 (N, classes). typicality: of each
+    image, float32 (N,) in [0, 1]; None if the model has no such score.
     """
 
     n: int
@@ -33,6 +34,7 @@ class ClassifierReport:
     confusion_matrix: list[list[int]]
     images_per_second: float
     probabilities: Tensor
+    typicality: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def evaluate_classifier(
     on_event: called with a Progress after each batch.
     """
     started = time.perf_counter()
-    logits = predict_logits(model, data.images, tta=tta, ranks=ranks, on_event=on_event).cpu()
+    answers = answer(model, data.images, tta=tta, ranks=ranks, on_event=on_event)
+    logits = answers.logits.cpu()
     seconds = time.perf_counter() - started
 
     predictions = Predictions(logits, data.labels.cpu(), data.classes)
@@ -79,6 +82,7 @@ def evaluate_classifier(
         predictions.confusion_matrix.tolist(),
         len(data) / seconds,
         predictions.probabilities,
+        answers.typicality,
     )
 
 

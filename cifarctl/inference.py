@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,12 +15,49 @@ from cifarctl.errors import WeightsError
 from cifarctl.hardware import Precision, autocast
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.progress import OnEvent, Progress, ignore
+from cifarctl.typicality import summarize
 
 # Images per batch. On a CPU enough to fill the matrix units, but few enough for the activations to stay in the caches;
 # on a GPU so many that starting kernels, and waiting for each batch's check, takes next to no time.
 _BATCH_SIZE, _GPU_BATCH_SIZE = 125, 2500
 # Test-time augmentation leaves out images whose likeliest class has at least this probability.
 _CONFIDENT = 0.95
+
+
+@dataclass(frozen=True)
+class Answers:
+    """logits: float32 (N, classes). typicality: float32 (N,) in [0, 1], the fraction of validation images that are less
+    like the training images; None if the model has no such score.
+    """
+
+    logits: Tensor
+    typicality: Tensor | None
+
+
+def answer(
+    model: Classifier,
+    images: Tensor,
+    *,
+    tta: bool = False,
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
+    ranks: Ranks = ALONE,
+    on_event: OnEvent = ignore,
+) -> Answers:
+    """`predict_logits` and the images' typicality, in one pass. With `tta` that is still of the images alone."""
+    if (typicality := model.typicality) is None:
+        logits = predict_logits(
+            model, images, tta=tta, precision=precision, batch_size=batch_size, ranks=ranks, on_event=on_event
+        )
+        return Answers(logits, None)
+
+    def one_batch(batch: Tensor) -> Tensor:
+        logits, summary = summarize(model.stages(model.features(to_float(batch))))
+        scores = typicality.scores(summary)
+        return torch.cat((model.calibrated(_averaged(model, batch, logits) if tta else logits), scores[:, None]), 1)
+
+    rows = _in_batches(model, one_batch, images, precision, batch_size, ranks, on_event, "Classifying")
+    return Answers(rows[:, :-1], typicality.fractions(rows[:, -1]))
 
 
 def predict_logits(
@@ -42,24 +80,20 @@ def predict_logits(
     on_event: called with a Progress after each batch.
     """
 
-    def uncalibrated(images: Tensor) -> Tensor:
-        return model.classify(model.features(images)).float()
-
     def one_batch(batch: Tensor) -> Tensor:
-        logits = uncalibrated(to_float(batch))
+        logits = _uncalibrated(model, to_float(batch))
         if tta:
-            unsure = model.calibrated(logits).softmax(1).amax(1) < _CONFIDENT
-            if unsure.any():
-                (weight, _), *others = views(batch[unsure])
-                weights, crops = zip(*others, strict=True)
-                logits[unsure] *= weight
-                # Views together, since small batches are slow; in parts, so that memory does not grow.
-                of_views = torch.cat([uncalibrated(part) for part in torch.cat(crops).split(len(batch))])
-                for weight, of_view in zip(weights, of_views.chunk(len(weights)), strict=True):
-                    logits[unsure] += weight * of_view
+            logits = _averaged(model, batch, logits)
         return model.calibrated(logits) if calibrate else logits
 
     return _in_batches(model, one_batch, images, precision, batch_size, ranks, on_event, "Classifying")
+
+
+def summaries(model: Classifier, images: Tensor, *, precision: Precision = "fp32") -> Tensor:
+    """Images uint8 (N, 3, 32, 32) -> what `typicality` knows of each, float32 (N, D)."""
+    return _in_batches(
+        model, lambda batch: summarize(model.stages(model.features(to_float(batch))))[1], images, precision
+    )
 
 
 def compute_features(
@@ -100,6 +134,11 @@ def rank(logits: Tensor, classes: Sequence[str], top_k: int) -> list[list[tuple[
     ]
 
 
+def accepted(label: str, typicality: float | None, reject: float | None) -> str | None:
+    """The label; None if the image is less typical than `reject`."""
+    return None if reject is not None and typicality is not None and typicality < reject else label
+
+
 def reconstruct(
     model: Autoencoder,
     images: Tensor,
@@ -128,6 +167,24 @@ def encode(model: Autoencoder, images: Tensor, *, precision: Precision = "fp32",
 def decode(model: Autoencoder, latents: Tensor, *, precision: Precision = "fp32") -> Tensor:
     """Latents, float (N, latent_dim) -> images, float32 (N, 3, 32, 32) in [0, 1]."""
     return _in_batches(model, model.decode, latents, precision)
+
+
+def _uncalibrated(model: Classifier, images: Tensor) -> Tensor:
+    return model.classify(model.features(images)).float()
+
+
+def _averaged(model: Classifier, batch: Tensor, logits: Tensor) -> Tensor:
+    """The logits, those of unsure images averaged over six views. batch: the images, uint8."""
+    unsure = model.calibrated(logits).softmax(1).amax(1) < _CONFIDENT
+    if unsure.any():
+        (weight, _), *others = views(batch[unsure])
+        weights, crops = zip(*others, strict=True)
+        logits[unsure] *= weight
+        # Views together, since small batches are slow; in parts, so that memory does not grow.
+        of_views = torch.cat([_uncalibrated(model, part) for part in torch.cat(crops).split(len(batch))])
+        for weight, of_view in zip(weights, of_views.chunk(len(weights)), strict=True):
+            logits[unsure] += weight * of_view
+    return logits
 
 
 def _in_batches(

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from cifarctl import models
+from cifarctl import models, typicality
 from cifarctl.errors import WeightsError
 from cifarctl.files import PRETRAINED, save_tensors, to_json
 from cifarctl.hardware import memory_format
@@ -48,8 +48,14 @@ class ModelInfo:
     created: str = ""
 
 
+def of_model(model: Model) -> dict[str, Tensor]:
+    """All tensors that a finished model's file holds: its `state_dict`, and a classifier's typicality if it has one."""
+    score = model.typicality if isinstance(model, Classifier) else None
+    return {**model.state_dict(), **(score.tensors() if score else {})}
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
-    """Write a model's tensors (its `state_dict`) to `path`, atomically. Raises OSError."""
+    """Write a model's tensors (`of_model`) to `path`, atomically. Raises OSError."""
     metadata = {
         "format": _FORMAT,
         "kind": info.kind,
@@ -88,6 +94,13 @@ def resolve(reference: Path | None, kind: models.Kind) -> Path:
     if not reference.is_file():
         raise WeightsError(f"{reference}: not a regular file")
     return reference
+
+
+def has_typicality(path: Path) -> bool:
+    """Whether a weights file holds a score of how like the training images an image is. Raises WeightsError."""
+    read_info(path)
+    with safe_open(path, framework="pt") as file:
+        return not typicality.NAMES.isdisjoint(file.keys())
 
 
 def load_classifier(path: Path, device: torch.device) -> tuple[Classifier, ModelInfo]:
@@ -135,7 +148,8 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
         raise WeightsError(f"{path}: field model is {info.model!r}, which is no {kind}")
 
     expected = model.state_dict()
-    tensors = _read_tensors(path, expected)
+    tensors = _read_tensors(path, expected, typicality.NAMES if isinstance(model, Classifier) else frozenset())
+    score = {name: tensors.pop(name).to(device) for name in typicality.NAMES & tensors.keys()}
     if "smoothing" in expected:
         tensors.setdefault("smoothing", torch.zeros(()))
     for name, tensor in tensors.items():
@@ -146,18 +160,35 @@ def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type
         tensors[name] = tensor.to(device, expected[name].dtype)
         if not tensors[name].isfinite().all():
             raise WeightsError(f"{path}: tensor {name} holds values that are not finite")
+    _check_calibration(path, tensors)
+    model.load_state_dict(tensors, assign=True)
+    _complete_classifier(path, model, info, score)
+    return model.to(memory_format=memory_format(device)).eval(), info
+
+
+def _check_calibration(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if "temperature" in tensors and not tensors["temperature"] > 0:
         raise WeightsError(f"{path}: tensor temperature is {tensors['temperature'].item()}, not above 0")
     if "smoothing" in tensors and not 0 <= tensors["smoothing"] < 1:
         raise WeightsError(f"{path}: tensor smoothing is {tensors['smoothing'].item()}, not from 0 to 1")
-    model.load_state_dict(tensors, assign=True)
-    if kind == "classifier" and len(info.classes) != model.classes:
+
+
+def _complete_classifier(path: Path, model: Model, info: ModelInfo, score: Mapping[str, Tensor]) -> None:
+    """Check a classifier's classes, and set its typicality from the tensors `score`, unless they are none."""
+    if not isinstance(model, Classifier):
+        return
+    if len(info.classes) != model.classes:
         raise WeightsError(f"{path}: field classes names {len(info.classes)}, but the model has {model.classes}")
-    return model.to(memory_format=memory_format(device)).eval(), info
+    if score:
+        try:
+            model.typicality = typicality.from_tensors(score, model.summary_size)
+        except ValueError as error:
+            raise WeightsError(f"{path}: {error}") from None
 
 
-def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the file, which must have the names of `expected` and about their size.
+def _read_tensors(path: Path, expected: Mapping[str, Tensor], optional: frozenset[str]) -> dict[str, Tensor]:
+    """The tensors of the file, which must have the names of `expected` and about their size, and all or none of those
+    that are `optional`.
 
     They are read into memory: a mapped file crashes the process if it is truncated meanwhile (SIGBUS), and safetensors
     0.8.0 leaks 64 bytes per mapped tensor.
@@ -165,13 +196,14 @@ def _read_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tenso
     try:
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-        if difference := (found ^ expected.keys()) - ({"smoothing"} - found):  # version 0.2 did not have it
+        names = expected.keys() | (optional if optional & found else frozenset())
+        if difference := (found ^ names) - ({"smoothing"} - found):  # version 0.2 did not have it
             name = min(difference)
             raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in found else 'missing'}")
         if (size := path.stat().st_size) > 8 * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES:
             raise WeightsError(f"{path}: {size:,} bytes are more than its model's tensors can take")
         tensors = load(path.read_bytes())
-        return {name: tensors[name] for name in expected if name in found}
+        return {name: tensors[name] for name in names if name in found}
     # The last four: an unknown dtype, or a file that has changed in between.
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: its tensors cannot be read ({error})") from None

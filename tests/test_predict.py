@@ -34,7 +34,7 @@ def test_a_folder_is_answered_in_order_as_json_lines(installed: Cifarctl, classi
     records = [json.loads(line) for line in done.out.splitlines()]
     assert [record["path"] for record in records] == sorted(str(path) for path in photos.iterdir())
     for record in records:
-        assert set(record) == {"path", "label", "confidence", "top"}
+        assert set(record) == {"path", "label", "confidence", "typicality", "top"}
         assert record["top"] == [{"label": record["label"], "confidence": record["confidence"]}]
 
 

@@ -13,6 +13,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_model
 from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.progress import ProgressLine, shown_progress
+from cifarctl.cli.unfamiliar import check_unfamiliar, read_unfamiliar, rows
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import UsageError
 from cifarctl.names import portable_name
@@ -93,6 +94,14 @@ def evaluate(
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = False,
+    unfamiliar: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also measure how well a classifier tells the images in this folder, of none of its classes.",
+            rich_help_panel=opt.DATA_PANEL,
+        ),
+    ] = None,
     device: opt.Device = "auto",
     threads: opt.Threads = None,  # noqa: ARG001 (its callback does it)
     json: opt.Json = False,
@@ -144,14 +153,30 @@ def evaluate(
     for each in models:
         for threshold in thresholds:
             threshold.check_applies(each.info.kind, len(each.info.classes or ()), each.path)
+    if unfamiliar:
+        check_unfamiliar(unfamiliar, [each.path for each in models])
     _prepare_data(models, splits, output, offline=offline, allow_changed=allow_changed_data)
     chosen_device = local_device(select_device(device))
     opt.remark_unproven(device, output)
+    others = None
+    if unfamiliar:
+        others, remarks = read_unfamiliar(unfamiliar, chosen_device)
+        for remark in remarks:
+            output.status(remark)
     with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
         if not ranks.is_main:
             plots = report = None
         measured = _measure_all(
-            models, splits, output, line, chosen_device, ranks, tta=tta, plots=plots, has_report=report is not None
+            models,
+            splits,
+            output,
+            line,
+            chosen_device,
+            ranks,
+            tta=tta,
+            plots=plots,
+            has_report=report is not None,
+            unfamiliar=others,
         )
         differences = _differences(measured)
         if report:
@@ -240,6 +265,7 @@ def _measure_all(
     tta: bool,
     plots: Path | None,
     has_report: bool,
+    unfamiliar: "torch.Tensor | None",
 ) -> "list[Measured]":
     """Each model on each split, the first split first."""
     from cifarctl.cli.measure import MeasureOptions, measure
@@ -257,7 +283,7 @@ def _measure_all(
                 line.prefix = f"{len(measured) + 1} of {count}: "
             line.show(Progress(f"Reading {split} of {model.source.name}"))
             images = model.source.load(split).to(device)
-            wanted = MeasureOptions(tta, figures, report_images, ranks, line.show)
+            wanted = MeasureOptions(tta, figures, report_images, ranks, line.show, unfamiliar)
             measured.append(measure(model, split, images, wanted))
     return measured
 
@@ -318,7 +344,7 @@ def _tables(result: dict[str, Any]) -> "list[Callable[[], RenderableType]]":
     from cifarctl.wording import measured_on, model_name
 
     title = f"{model_name(result['model'])}: {measured_on(result['n'], result['split'], result['data'])}"
-    speed = {"images/s": f"{result['images_per_second']:,.0f}"}
+    speed = {"images/s": f"{result['images_per_second']:,.0f}", **rows(result.get("unfamiliar"))}
     tables: list[Callable[[], RenderableType]] = [lambda: metrics_table(title, result["metrics"], speed)]
     if result["kind"] == "classifier":
         classes = [row["label"] for row in result["per_class"]]

@@ -66,7 +66,8 @@ class MeasureOptions:
 
     tta: average a classifier over six views. figures: a folder for them. report_images: how many images a report's
     section may show; 0 makes no section. ranks: the processes that share out the images. on_event: called with a
-    Progress as the work goes on.
+    Progress as the work goes on. unfamiliar: images of none of the classes, uint8 (M, 3, 32, 32), to tell from the
+    split's.
     """
 
     tta: bool = False
@@ -74,6 +75,7 @@ class MeasureOptions:
     report_images: int = 0
     ranks: Ranks = ALONE
     on_event: OnEvent = ignore
+    unfamiliar: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,18 @@ def _measure_classifier(
         "confusion_matrix": report.confusion_matrix,
         "images_per_second": round(report.images_per_second, 1),
     }
+    if options.unfamiliar is not None and report.typicality is not None:
+        from cifarctl.cli.unfamiliar import measure_unfamiliar
+
+        result["unfamiliar"] = measure_unfamiliar(classifier, report.typicality, options.unfamiliar)
     section = None
     if options.report_images:
         from cifarctl.report import classifier_section
 
         options.on_event(Progress("Drawing the report's charts"))
-        section = classifier_section(result, images, report.probabilities, history, options.report_images)
+        section = classifier_section(
+            result, images, report.probabilities, history, options.report_images, report.typicality
+        )
     return Measured(result, report.probabilities.argmax(1) == labels, section)
 
 

@@ -18,7 +18,18 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.path_list import read_path_list
 from cifarctl.cli.progress import ProgressLine, shown_progress
-from cifarctl.cli.records import DEFAULT_FORMAT, FORMATS, Writer, check_format, format_of, open_writer
+from cifarctl.cli.records import (
+    DEFAULT_FORMAT,
+    FORMATS,
+    UNKNOWN,
+    UNUSUAL,
+    Writer,
+    check_format,
+    format_of,
+    is_unusual,
+    open_writer,
+)
+from cifarctl.cli.unfamiliar import HOW_TO_GET_IT, NO_SCORE
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.hardware import Precision
@@ -65,6 +76,14 @@ def predict(
             rich_help_panel=opt.MODEL_PANEL,
         ),
     ] = False,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Give no label to images whose typicality, from 0 to 1, is below X.",
+            rich_help_panel=opt.OUTPUT_PANEL,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -113,6 +132,8 @@ def predict(
     if out is not None and str(out) in _STDOUT:  # written as a file, it would lose what `>>` should keep
         out = None
     format = _chosen_format(format, out)
+    if reject is not None and not 0 <= reject <= 1:
+        raise UsageError(f"--reject {reject:g}: not from 0 to 1")
     path = weights.resolve(model, "classifier")
     chosen_device = local_device(select_device(device))
     output = Output(quiet=quiet)
@@ -120,6 +141,8 @@ def predict(
     classifier, info = weights.load_classifier(path, chosen_device)
     if top_k > len(info.classes):
         raise UsageError(f"--top-k {top_k}: the model has {len(info.classes)} classes")
+    if reject is not None and classifier.typicality is None:
+        raise UsageError(f"--reject: {path} {NO_SCORE}", hint=HOW_TO_GET_IT)
     files = expand(_paths(image))
     with join_ranks(chosen_device) as ranks, raised_signals("while classifying"), ExitStack() as writing:
         write = writing.enter_context(open_writer(format, out, top_k)) if ranks.is_main else None
@@ -130,13 +153,16 @@ def predict(
             model=classifier,
             classes=info.classes,
             top_k=top_k,
+            reject=reject,
             batch_size=batch_size,
             tta=tta,
             precision=select_precision(precision, chosen_device),
             processes=None if ranks.size == 1 else 0,
         )
         answers = ranks.streamed(iter(files), classify, _BATCHES_PER_SHARE * batch_size)
-        total, failed = _write(answers, write, _Classified(line, image), output if show else None)
+        total, failed, marked = _write(answers, write, _Classified(line, image), output if show else None)
+    if marked and format == "table":
+        output.status(f"* less like the training images than {1 - UNUSUAL:.0%} of the validation images")
     _finish(files, total, failed, output)
 
 
@@ -184,11 +210,13 @@ class _Classified:
 
 def _write(
     batches: "Iterator[list[Answer]]", write: Writer | None, progress: _Classified, preview: Output | None
-) -> tuple[int, int]:
+) -> tuple[int, int, bool]:
     """Write all answers; with `preview`, draw each picture on it, above its line. Returns how many answers there were,
-    and how many of them were errors. Only the first of several processes gets answers, and `write` is there.
+    how many of them were errors, and whether one is unusual. Only the first of several processes gets answers, and
+    `write` is there.
     """
     total = failed = 0
+    marked = False
     for batch in batches:
         assert write is not None
         for answers in [[answer] for answer in batch] if preview else [batch]:
@@ -196,12 +224,13 @@ def _write(
                 if preview and pixels is not None:
                     from cifarctl.cli.preview import show_images
 
-                    show_images([pixels], [f"{record['label']} {record['confidence']:.1%}"], preview)
+                    show_images([pixels], [f"{record['label'] or UNKNOWN} {record['confidence']:.1%}"], preview)
                 total += 1
                 failed += "error" in record
+                marked |= is_unusual(record)
             write(record for record, _ in answers)
             progress.add(len(answers))
-    return total, failed
+    return total, failed, marked
 
 
 def _finish(files: "ImageFiles", total: int, failed: int, output: Output) -> None:
@@ -237,6 +266,7 @@ def _classify(
     model: "Classifier",
     classes: tuple[str, ...],
     top_k: int,
+    reject: float | None,
     batch_size: int,
     tta: bool,
     precision: Precision,
@@ -252,22 +282,28 @@ def _classify(
     import torch
 
     from cifarctl.data.images import image_name, map_files
-    from cifarctl.inference import predict_logits, rank
+    from cifarctl.inference import accepted, rank
+    from cifarctl.inference import answer as answer_batch
 
-    def classified(images: "list[NDArray[np.uint8]]") -> list[list[tuple[str, float]]]:
+    def classified(images: "list[NDArray[np.uint8]]") -> list[dict[str, Any]]:
         pixels = torch.from_numpy(np.stack(images))
-        logits = predict_logits(model, pixels, tta=tta, precision=precision, batch_size=batch_size)
-        return rank(logits, classes, top_k)
+        answers = answer_batch(model, pixels, tta=tta, precision=precision, batch_size=batch_size)
+        ranked = rank(answers.logits, classes, top_k)
+        typicality = [None] * len(ranked) if answers.typicality is None else answers.typicality.tolist()
+        return [
+            _record(top, accepted(top[0][0], value, reject), value)
+            for top, value in zip(ranked, typicality, strict=True)
+        ]
 
     def answer(batch: list[Path], images: "list[Decoded]") -> "list[Answer]":
         readable = [image for image in images if not isinstance(image, ImageError)]
-        ranked: Iterator[list[tuple[str, float]]] = iter(())
+        records: Iterator[dict[str, Any]] = iter(())
         if readable:
-            ranked = iter(gpu.submit(classified, readable).result() if on_gpu else classified(readable))
+            records = iter(gpu.submit(classified, readable).result() if on_gpu else classified(readable))
         return [
             ({"path": image_name(path), "error": str(image)}, None)
             if isinstance(image, ImageError)
-            else (_record(image_name(path), next(ranked)), image)
+            else ({"path": image_name(path), **next(records)}, image)
             for path, image in zip(batch, images, strict=True)
         ]
 
@@ -289,6 +325,7 @@ def _classify(
         )
 
 
-def _record(name: str, ranked: list[tuple[str, float]]) -> dict[str, Any]:
+def _record(ranked: list[tuple[str, float]], label: str | None, typicality: float | None) -> dict[str, Any]:
     top = [{"label": label, "confidence": round(confidence, 6)} for label, confidence in ranked]
-    return {"path": name, **top[0], "top": top}
+    rounded = None if typicality is None else round(typicality, 4)
+    return {**top[0], "label": label, "typicality": rounded, "top": top}

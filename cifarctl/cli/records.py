@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 Writer = Callable[[Iterable[Record]], None]
 DEFAULT_FORMAT = "jsonl"
+UNKNOWN = "unknown"  # in tables, the label of an image that was rejected
+UNUSUAL = 0.05  # typicality below which a table marks an image
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,15 @@ def _lines(line: Callable[[Record], str], stream: IO[str], end: str = "\n") -> W
 
 def _header(top_k: int) -> list[str]:
     more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "confidence")]
-    return ["path", "label", "confidence", *more, "error"]
+    return ["path", "label", "confidence", *more, "error", "typicality"]  # last, so that the others keep their places
 
 
 def _cells(record: Record, top_k: int) -> list[Any]:
     ranked = record.get("top") or [{"label": "", "confidence": ""}] * top_k
     cells = [cell for entry in ranked for cell in (entry["label"], entry["confidence"])]
-    return [record["path"], *cells, record.get("error", "")]
+    if "top" in record and record["label"] is None:
+        cells[0] = UNKNOWN
+    return [record["path"], *cells, record.get("error", ""), record.get("typicality")]
 
 
 def _columns(cells: list[Any], delimiter: str) -> str:
@@ -143,14 +147,20 @@ def _table_line(record: Record, console: "Console") -> str:
         line.append(f"  {printable(record['path'])}: {printable(record['error'])}")
     else:
         first, *rest = record["top"]
-        line.append(f"{printable(first['label']):<12}", style="bold")
+        line.append(f"{printable(record['label'] or UNKNOWN):<12}", style="bold")
         line.append(f"{first['confidence']:>7.1%}", style="green" if first["confidence"] > 0.5 else "yellow")
-        line.append(f"   {printable(record['path'])}")
-        for entry in rest:
+        line.append(f" {'*' if is_unusual(record) else ' '} {printable(record['path'])}")
+        for entry in [first, *rest] if record["label"] is None else rest:
             line.append(f"  {printable(entry['label'])} {entry['confidence']:.1%}", style="dim")
     with console.capture() as capture:
         console.print(line, soft_wrap=True)
     return capture.get().rstrip("\n")
+
+
+def is_unusual(record: Record) -> bool:
+    """Whether a table marks the image."""
+    typicality = record.get("typicality")
+    return typicality is not None and typicality < UNUSUAL
 
 
 FORMATS = {

@@ -2,12 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from cifarctl.models.layers import check_range
+
+if TYPE_CHECKING:
+    from cifarctl.typicality import Typicality
+
+STAGE_WIDTH = 1024  # the most channels of a stage that `typicality` looks at
 
 # The fraction that is kept of a probability that label smoothing alone explains.
 _FLOOR = 0.01
@@ -58,6 +64,8 @@ class Classifier(Model):
     Outside training mode they are `calibrated`: predictions stay the same, but their confidence matches the accuracy.
     temperature, smoothing: the buffers for that, set after training (`training.calibration`).
 
+    typicality: the score of how like the training images an image is, fitted after training; None without one.
+
     encoder: the autoencoder through whose latents the model sees an image; None if it sees the pixels.
     feature_kind: what `features` returns: images, (N, 3, H, W), whose size may vary, or vectors, (N, D).
     """
@@ -65,6 +73,7 @@ class Classifier(Model):
     feature_kind: ClassVar[Literal["images", "vectors"]] = "images"
     temperature: Tensor
     smoothing: Tensor
+    typicality: "Typicality | None" = None
 
     def __init__(self, classes: int, encoder: Autoencoder | None = None) -> None:
         super().__init__()
@@ -81,6 +90,17 @@ class Classifier(Model):
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
         """Features -> logits before calibration, float (N, classes)."""
+
+    def stages(self, features: Tensor) -> Iterator[Tensor]:
+        """Features -> what `typicality` judges an image by: activations, each (N, C, H, W) or (N, D), and last the
+        logits before calibration. Without a method of its own, a model gives the logits alone.
+        """
+        yield self.classify(features)
+
+    @property
+    def summary_size(self) -> int:
+        """How many numbers `typicality.summarize` makes of the stages of one image."""
+        return self.classes + 1
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; the autoencoder stays in evaluation mode, even while it is fine-tuned."""

@@ -1,14 +1,14 @@
 """Classifiers: images to logits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cifarctl.hardware import algebra_device
-from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.models.base import STAGE_WIDTH, Autoencoder, Classifier
 from cifarctl.models.fused import cast_for_autocast, norm_silu, whiten_silu
 from cifarctl.models.layers import Conv3x3, MaxPool2x2, Normalize, check_range
 
@@ -46,7 +46,7 @@ class Airbench(Classifier):
         check_range(**{f"depth[{i}]": (number, 1, 16) for i, number in enumerate(depths)})
         if pool not in get_args(Pool):
             raise ValueError(f"pool is {pool!r}, not one of {get_args(Pool)}")
-        self.pool, self.depths = pool, depths
+        self.pool, self.depths, self.widths = pool, depths, widths
         self.normalize = Normalize()
         self.whiten = nn.Conv2d(3, 24, kernel_size=2, bias=whiten_bias)  # (N, 24, 31, 31)
         self.whiten.weight.requires_grad = False
@@ -73,15 +73,27 @@ class Airbench(Classifier):
             self.whiten.weight.copy_(torch.cat((filters, -filters)))
 
     def classify(self, features: Tensor) -> Tensor:
+        for stage in self.stages(features):
+            logits = stage  # no list: it would keep all activations in memory
+        return logits
+
+    @property
+    def summary_size(self) -> int:
+        """Two numbers per channel of the groups, and what any classifier has."""
+        return 2 * sum(min(width, STAGE_WIDTH) for width in self.widths) + super().summary_size
+
+    def stages(self, features: Tensor) -> Iterator[Tensor]:
+        """Features -> the output of each group, and the logits."""
         x = whiten_silu(self.normalize, self.whiten, features)
         filters = cast_for_autocast([parameter for parameter in self.groups.parameters() if parameter.ndim == 4])
         for group, depth in zip(self.groups, self.depths, strict=True):
             x = group(x, filters[:depth])
             filters = filters[depth:]
+            yield x
         y = x.amax((2, 3))
         if self.pool == "max+mean":
             y = y + x.mean((2, 3))
-        return self.head(y) / y.shape[1]
+        yield self.head(y) / y.shape[1]
 
 
 class _Group(nn.Module):
@@ -143,6 +155,7 @@ class MLP(Classifier):
         super().__init__(classes, encoder)
         check_range(layers=(len(hidden), 0, 32))
         check_range(**{f"hidden[{i}]": (width, 1, 65_536) for i, width in enumerate(hidden)})
+        self.hidden = tuple(hidden)
         self.normalize = Normalize() if self.encoder is None else None
         dim = 3 * 32 * 32 if self.encoder is None else self.encoder.latent_dim
         self.latent_mean: Tensor
@@ -161,6 +174,20 @@ class MLP(Classifier):
 
     def classify(self, features: Tensor) -> Tensor:
         return self.head((features - self.latent_mean) / self.latent_std)
+
+    @property
+    def summary_size(self) -> int:
+        """One number per hidden unit, two per hidden layer, and what any classifier has."""
+        return sum(min(width, STAGE_WIDTH) + 2 for width in self.hidden) + super().summary_size
+
+    def stages(self, features: Tensor) -> Iterator[Tensor]:
+        """Features -> the output of each hidden layer, and the logits."""
+        x = (features - self.latent_mean) / self.latent_std
+        for layer in self.head:
+            x = layer(x)
+            if isinstance(layer, nn.GELU):
+                yield x
+        yield x
 
     def initialize(self, images: Tensor) -> None:
         """Set the mean and deviation by which `classify` standardises each feature, from 5,000 training images."""

@@ -145,6 +145,7 @@ class ClassifierSection(Section):
     reliability: list[Chart]
     mistakes: list[Answer]
     uncertain: list[Answer]
+    least_typical: list[Answer]
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,17 @@ class AutoencoderSection(Section):
 
 
 def classifier_section(
-    result: Mapping[str, Any], data: Dataset, probabilities: Tensor, history: Sequence[Record], limit: int
+    result: Mapping[str, Any],
+    data: Dataset,
+    probabilities: Tensor,
+    history: Sequence[Record],
+    limit: int,
+    typicality: Tensor | None = None,
 ) -> ClassifierSection:
     """Choose what to show of a classifier.
 
     result: of `evaluate --json`. probabilities: float (N, classes), on the CPU. history: the run's epochs, or none.
-    limit: how many images the cells of the confusion matrix may show in all.
+    limit: how many images the cells of the confusion matrix may show in all. typicality: of each image, (N,).
     """
     labels = data.labels.cpu()
     confidence, predicted = probabilities.max(1)
@@ -169,8 +175,9 @@ def classifier_section(
     chosen = _choose(labels.tolist(), predicted.tolist(), confidence.argsort(descending=True).tolist(), matrix, limit)
     mistakes = confident_mistakes(probabilities, labels)[:_GALLERY].tolist()
     uncertain = confidence.argsort()[:_GALLERY].tolist()
+    least_typical = [] if typicality is None else typicality.argsort(stable=True)[:_GALLERY].tolist()
 
-    shown = _unique([*mistakes, *uncertain, *(i for indices in chosen.values() for i in indices)])
+    shown = _unique([*mistakes, *uncertain, *least_typical, *(i for indices in chosen.values() for i in indices)])
     place = {index: position for position, index in enumerate(shown)}
     top = probabilities.topk(min(3, len(data.classes)))
 
@@ -199,6 +206,7 @@ def classifier_section(
         charts.reliability(probabilities, labels),
         [answer(index) for index in mistakes],
         [answer(index) for index in uncertain],
+        [answer(index) for index in least_typical],
     )
 
 

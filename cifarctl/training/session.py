@@ -25,6 +25,7 @@ from cifarctl.training.events import Encoding, EpochDone, Event, Finished, Fitte
 from cifarctl.training.initial_weights import adopted
 from cifarctl.training.loop import fit
 from cifarctl.training.options import TrainOptions, check
+from cifarctl.training.outliers import fit_typicality
 from cifarctl.training.run_dir import EpochFiles, RunDir
 from cifarctl.training.setup import Data, Setup, set_up
 from cifarctl.training.tensorboard import TensorBoardLog
@@ -128,6 +129,7 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
         weights.save(run.last, fitted.last, info)
         if isinstance(setup.model, Classifier):
             calibrate(setup.model, setup.data.val, setup.precision)
+            fit_typicality(setup.model, setup.data.train, setup.data.val, setup.precision)
         summary = _finish(setup.model, info, run, board, setup.data, fitted)
     except (Interrupted, TrainingError):
         files.write()
@@ -189,7 +191,7 @@ def _finish(
     figures = {"n": report.n, **metrics}
     of_splits = {"val": val, "test": figures} if data.test else {"val": {**val, **figures}, "test": None}
     measured = {"best_epoch": fitted.best_epoch, **of_splits}
-    weights.save(run.model, model.state_dict(), replace(info, metrics=measured))
+    weights.save(run.model, weights.of_model(model), replace(info, metrics=measured))
     summary = {
         "run": str(run.path),
         "model": str(run.model),

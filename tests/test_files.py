@@ -29,4 +29,4 @@ def test_a_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
 def test_names_that_are_no_text_can_be_written_into_a_text_file(cifarctl: Cifarctl, tmp_path: Path) -> None:
     out = tmp_path / "answers.csv"
     assert cifarctl("predict", os.fsdecode(b"none-\xff.png"), "-o", out).code == 1
-    assert out.read_text(encoding="utf-8").splitlines()[1] == "none-\\xff.png,,,no such file"
+    assert out.read_text(encoding="utf-8").splitlines()[1] == "none-\\xff.png,,,no such file,"

@@ -46,7 +46,7 @@ def classifier_page(made_once: MadeOnce, installed: Cifarctl, classifier_run: Pa
         done = installed("evaluate", "-m", classifier_run, "--report", page, "--json")
         assert done.code == 0, done.err
         assert done.json["n"] == 1000
-        assert done.err == f"Report: {page}\n"
+        assert done.err.endswith(f"Report: {page}\n")  # on a slow machine, after lines of progress
 
     return made_once("classifier-report", evaluate) / "new" / "page.html"
 

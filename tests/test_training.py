@@ -300,7 +300,7 @@ class TestSpeech:
             (("--set", "jitter=NaN"), "jitter is nan, not a number"),
             (("--set", "cutmix=2"), "cutmix is 2, not from 0 to 1"),
             (("--set", "mixup=0.7", "--set", "cutmix=0.5"), "more than 1 together"),
-            (("--set", "epochs=2", "--epochs", 3), "epochs is set twice"),
+            (("--set", "epochs=2", "--epochs", 3), "--epochs is given too"),
             (("--set", "model=3"), "model.NAME"),
             (("--set", "image_sizes=24"), "image_sizes is 24"),
             (("--set", 'trained_until={"banana":0.5}'), "trained_until names banana"),

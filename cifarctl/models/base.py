@@ -120,6 +120,9 @@ class Classifier(Model):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Weights files of version 0.2 and before have no smoothing.
         state_dict.setdefault(f"{prefix}smoothing", torch.zeros_like(state_dict[f"{prefix}temperature"]))
+        # Their score of typicality is read by `weights`: it is no layer of the model.
+        for name in [name for name in state_dict if name.startswith(f"{prefix}typicality.")]:
+            del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -122,14 +122,17 @@ def drawn_section(
     return classifier_section(result, data, predictions.probabilities, [], limit)
 
 
-@pytest.fixture(scope="session")
-def large_page(made_once: MadeOnce) -> Path:
-    """Of a drawn model of 1,000 classes."""
+@pytest.fixture(scope="module")
+def large_section() -> ClassifierSection:
+    """Of a drawn model of 1,000 classes, two of them without images."""
+    return drawn_section(n=3000, classes=1000, empty=2, noise=0.25)
 
-    def write(page: Path) -> None:
-        write_report(page, [drawn_section(n=3000, classes=1000, noise=0.25)], [])
 
-    return made_once("large.html", write)
+@pytest.fixture(scope="module")
+def large_page(large_section: ClassifierSection, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    page = tmp_path_factory.mktemp("large") / "page.html"
+    write_report(page, [large_section], [])
+    return page
 
 
 class Parsed(HTMLParser):
@@ -257,8 +260,9 @@ class TestFilesOfImages:
 
     def test_a_name_is_text_on_one_line(self, hostile_page: Path) -> None:
         text = "".join(Parsed(hostile_page).text)
-        for name in (*HOSTILE_FILES[:3], r"abc\u202edef\u200f שלום.png", "long long long … long long end.png"):
+        for name in (*HOSTILE_FILES[:3], r"abc\u202edef\u200f שלום.png"):
             assert name in text
+        assert re.search("(long )+ … .*end.png", text)
         if sys.platform == "linux":
             assert r"caf\xe9.png" in text
         assert "#0" not in text
@@ -286,7 +290,7 @@ class TestFilesOfImages:
         (tmp_path / "page" / "linked").symlink_to(tmp_path / "disk")
         (tmp_path / "way").symlink_to(tmp_path / "page")
         monkeypatch.chdir(tmp_path / "page")
-        for folder, path, place in (
+        places: list[tuple[str | Path, str | Path, str | None]] = [
             (".", "1.png", "1.png"),
             (".", "pictures/1.png", "pictures/1.png"),
             (".", tmp_path / "page" / "pictures" / "1.png", "pictures/1.png"),
@@ -297,48 +301,48 @@ class TestFilesOfImages:
             ("pictures", "1.png", None),
             (tmp_path / "way", "pictures/1.png", "pictures/1.png"),
             (tmp_path / "page", tmp_path / "way" / "pictures" / "1.png", "pictures/1.png"),
-        ):
+        ]
+        for folder, path, place in places:
             assert ImageFile.seen_from(Path(folder), str(path)) == ImageFile("1.png", place), (folder, path)
 
 
 class TestManyClasses:
     """Of 1,000 classes, the matrix has a million cells: too many for a page, and for eyes."""
 
-    @pytest.fixture(scope="class")
-    def section(self) -> ClassifierSection:
-        return drawn_section(n=3000, classes=1000, empty=2, noise=0.25)
-
     def test_the_page_stays_small(self, large_page: Path) -> None:
         assert large_page.stat().st_size < 2_000_000
         assert Parsed(large_page).count("td") < 10_000
 
-    def test_the_most_frequent_mistakes_are_shown_with_their_images(self, section: ClassifierSection) -> None:
-        matrix = torch.tensor(section.result["confusion_matrix"])
+    def test_the_most_frequent_mistakes_are_shown_with_their_images(self, large_section: ClassifierSection) -> None:
+        matrix = torch.tensor(large_section.result["confusion_matrix"])
         mistakes = matrix.clone().fill_diagonal_(0)
-        counts = [cell.count for cell in section.confused]
-        assert section.cells == []
-        assert section.first is section.confused[0]
+        counts = [cell.count for cell in large_section.confused]
+        assert large_section.cells == []
+        assert large_section.first is large_section.confused[0]
         assert counts == mistakes.flatten().sort(descending=True).values[:100].tolist()
-        for cell in section.confused:
+        for cell in large_section.confused:
             assert matrix[cell.row, cell.column] == cell.count == len(cell.answers)
             assert cell.total == matrix[cell.row].sum()
             assert {answer.truth for answer in cell.answers} == {cell.truth}
             assert {answer.top[0][0] for answer in cell.answers} == {cell.label}
 
-    def test_the_worst_classes_come_first(self, section: ClassifierSection) -> None:
-        f1 = [row.scores["f1"] for row in section.classes]
+    def test_the_worst_classes_come_first(self, large_section: ClassifierSection) -> None:
+        f1 = [row.scores["f1"] for row in large_section.classes]
         measured = [value for value in f1 if value is not None]
         assert len(f1) == 1000
         assert measured == sorted(measured)
         assert f1 == [*measured, None, None]
 
-    def test_what_a_class_is_mistaken_for(self, section: ClassifierSection) -> None:
-        matrix = section.result["confusion_matrix"]
-        for row in section.classes[:50]:
+    def test_what_a_class_is_mistaken_for(self, large_section: ClassifierSection) -> None:
+        matrix = large_section.result["confusion_matrix"]
+        for row in large_section.classes:
             label = int(row.scores["label"].removeprefix("class "))
             missed = {f"class {i}": n / sum(matrix[label]) for i, n in enumerate(matrix[label]) if n and i != label}
-            assert row.mistaken_for is None if not missed else missed[row.mistaken_for[0]] == row.mistaken_for[1]
-            assert row.mistaken_for is None or row.mistaken_for[1] == max(missed.values())
+            if row.mistaken_for is None:
+                assert missed == {}
+            else:
+                name, fraction = row.mistaken_for
+                assert missed[name] == fraction == max(missed.values())
 
     def test_a_picture_shows_where_the_matrix_has_its_counts(self) -> None:
         counts = torch.zeros(600, 600, dtype=torch.long)

@@ -57,8 +57,8 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Answer:
-    """An image, its number in the split, the path of its file if it has one, its true label, and the model's likeliest
-    labels with their probabilities.
+    """An image, its number in the split, the path of its file if it has one, its true label, the model's likeliest
+    labels with their probabilities, and its typicality if the model has that score.
     """
 
     thumb: Thumb
@@ -66,6 +66,7 @@ class Answer:
     path: str | None
     truth: str
     top: list[tuple[str, float]]
+    typicality: float | None
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def classifier_section(
             data.paths[index] if data.paths else None,
             truth,
             [(data.classes[label], value) for label, value in values],
+            None if typicality is None else typicality[index].item(),
         )
 
     def cell(row: int, column: int) -> Cell:
@@ -111,7 +112,7 @@ def classifier_section(
 
     numbers = range(len(data.classes))
     cells = [] if confused else [[cell(row, column) for column in numbers] for row in numbers]
-    most = [cell(*place) for place in confused]
+    listed = [cell(row, column) for row, column in confused]
     classes = [
         class_row(scores, label, matrix[label], data.classes) for label, scores in enumerate(result["per_class"])
     ]
@@ -123,10 +124,10 @@ def classifier_section(
         Sprite.pack(data.images[torch.tensor(shown, device=data.images.device)].cpu()),
         charts.learning_curves(history, "classifier"),
         cells,
-        most,
+        listed,
         overview(matrix) if confused else None,
         max(
-            most[:1] or (cell for row in cells for cell in row),
+            listed[:1] or (cell for row in cells for cell in row),
             key=lambda cell: (not cell.is_hit and cell.count > 0, cell.count),
         ),
         classes,

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import pytest
 import torch
 from matplotlib import font_manager
 from PIL import Image
+from safetensors.torch import save_file
 
 from cifarctl import models, plots, weights
+from cifarctl.errors import ImageError, UsageError, WeightsError
 from cifarctl.figure_text import drawable
 from cifarctl.names import portable_name, printable, spreadsheet_cell
 
@@ -54,6 +57,20 @@ def test_a_name_becomes_a_files_name_on_any_system() -> None:
     assert portable_name("a photo (1)") == "a photo (1)"
     assert portable_name(f"a/b\\{BYTES}:*?") == "a-b-caf-xe9---"
     assert len(portable_name("猫" * 300).encode()) == 180
+
+
+def test_no_error_repeats_a_hostile_field(tmp_path: Path) -> None:
+    """In Python as on the command line: who catches an error may log it, or write it into a record."""
+    text = str(UsageError("model: " + "x" * 1_000_000 + ": no such file", hint="y" * 1_000_000))
+    assert len(text) < 2000
+    assert text.startswith("model: x")
+    assert text.endswith("x: no such file")
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(1)}, file, {"format": "1", "kind": "k" * 1_000_000})
+    with pytest.raises(WeightsError, match="kkkk") as error:
+        weights.read_info(file)
+    assert len(str(error.value)) < 2000
+    assert len(str(pickle.loads(pickle.dumps(ImageError("z" * 1_000_000))))) < 2000  # as processes hand it on
 
 
 class TestFigures:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cifarctl.cli import run
 from cifarctl.data import Dataset
@@ -103,15 +104,24 @@ def hostile_page(made_once: MadeOnce) -> Path:
 
 
 def drawn_section(
-    *, n: int = 10_000, classes: int = 10, empty: int = 0, limit: int = 1200, noise: float = 1.0
+    *,
+    n: int = 10_000,
+    classes: int = 10,
+    empty: int = 0,
+    limit: int = 1200,
+    noise: float = 1.0,
+    typicality: Tensor | None = None,
+    name: str = "class",
 ) -> ClassifierSection:
-    """Of a made-up classifier; images are noise, the worst case for a page's size. empty: classes without images."""
+    """Of a made-up classifier; images are noise, the worst case for a page's size. empty: classes without images.
+    name: how their names begin.
+    """
     torch.manual_seed(0)
     labels = torch.arange(n) % (classes - empty)
     data = Dataset(
         torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8),
         labels,
-        tuple(f"class {i}" for i in range(classes)),
+        tuple(f"{name} {i}" for i in range(classes)),
     )
     scores = torch.nn.functional.one_hot(labels, classes) + noise * torch.randn(n, classes)
     predictions = Predictions(scores, labels, data.classes)
@@ -119,7 +129,7 @@ def drawn_section(
     rows = [asdict(row) for row in predictions.per_class]
     result = {"model": "m", "kind": "classifier", "data": "d", "split": "test", "n": n, "metrics": metrics}
     result |= {"confusion_matrix": predictions.confusion_matrix.tolist(), "per_class": rows, "tta": False}
-    return classifier_section(result, data, predictions.probabilities, [], limit)
+    return classifier_section(result, data, predictions.probabilities, [], limit, typicality)
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +389,27 @@ class TestWhatIsShown:
             assert confidence == sorted(confidence, reverse=True)
             assert {answer.truth for answer in cell.answers} <= {cell.truth}
             assert {answer.top[0][0] for answer in cell.answers} <= {cell.label}
+
+    def test_the_least_typical_images_come_with_their_typicality(self, tmp_path: Path) -> None:
+        typicality = torch.arange(1, 101).flipud() / 100
+        section = drawn_section(n=100, typicality=typicality)
+        assert [answer.number for answer in section.least_typical] == list(range(99, 75, -1))
+        write_report(tmp_path / "page.html", [section], [])
+        text = Parsed(tmp_path / "page.html").text
+        assert "Least typical images" in text
+        assert [part for part in text if part.startswith("typicality ")] == [
+            f"typicality {i / 100:.4f}" for i in range(1, 25)
+        ]
+
+    def test_a_model_without_that_score_has_none(self, tmp_path: Path) -> None:
+        write_report(tmp_path / "page.html", [drawn_section(n=100)], [])
+        assert "ypical" not in "".join(Parsed(tmp_path / "page.html").text)
+
+    def test_names_from_a_hostile_file_do_not_fill_the_page(self, tmp_path: Path) -> None:
+        section = drawn_section(n=100, name="x" * 1_000_000)
+        write_report(tmp_path / "page.html", [section], [])
+        assert (tmp_path / "page.html").stat().st_size < 2_000_000
+        assert "xxx … xxx" in "".join(Parsed(tmp_path / "page.html").text)
 
     def test_where_there_is_no_room_for_all_every_cell_gets_some(self) -> None:
         cells = [cell for row in drawn_section(limit=300).cells for cell in row if cell.count]

@@ -50,9 +50,9 @@ def choose_shown(labels: Tensor, count: int, seed: int = 0) -> Tensor:
     that lies class by class, as folders do, those would be of one class: there it is a random sample, the same each
     time, with as many images of each class as of any other, as far as there are any.
 
-    labels: int64 (N,). If there are fewer images than `count`, all.
+    labels: int64 (N,), on any device. If there are fewer images than `count`, all.
     """
-    n = len(labels)
+    n, labels = len(labels), labels.cpu()
     if (labels[1:] != labels[:-1]).sum() >= len(labels.unique()):
         return torch.arange(min(count, n))
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

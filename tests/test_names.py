@@ -82,6 +82,15 @@ class TestFigures:
     def test_a_long_name_keeps_its_end(self) -> None:
         assert drawable(["a" * 20 + "/1.png"], 10)[0] == ["…aaa/1.png"]
 
+    def test_the_classes_of_a_large_or_hostile_confusion_matrix_stay_readable(self) -> None:
+        figure = plots.confusion(torch.eye(1000, dtype=torch.long).tolist(), [f"class {i}" for i in range(1000)])
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+            named = [label.get_text() for label in axis.get_ticklabels()]
+            assert named == [f"class {i}" for i in range(0, 1000, 7)]
+            assert axis.get_ticklocs().tolist() == [*range(0, 1000, 7)]
+        figure = plots.confusion([[1, 0], [0, 1]], ["a", "x" * 1_000_000 + "b"])
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "…" + "x" * 58 + "b"]
+
     def test_characters_that_no_font_has_are_escapes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         own = [entry for entry in font_manager.fontManager.ttflist if entry.name.startswith(("DejaVu", "Last Resort"))]
         monkeypatch.setattr(font_manager.fontManager, "ttflist", own)

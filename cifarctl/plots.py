@@ -19,7 +19,7 @@ from cifarctl.rate_distortion import RateDistortionPoint
 
 _COLOURS: dict[Colour, str] = {"blue": "#1f6fb2", "orange": "#d9711c", "grey": "#6b7280"}
 _DPI = 150
-_NAME_WIDTH = 18
+_NAME_WIDTH, _GRID_NAME_WIDTH = 18, 15
 _LABEL_WIDTH = 60
 _MOST_LABELS = 160  # of an axis: more would lie on each other, so every second class is named, or every third
 
@@ -77,7 +77,7 @@ def reconstructions(originals: Tensor, outputs: Tensor, names: Sequence[str] | N
     # Mid-grey is no difference; twice the contrast, since good ones are faint.
     difference = ((outputs - truth) + 0.5 + (outputs - truth)).clamp(0, 1)
 
-    titles, font = drawable(names or (), _NAME_WIDTH)
+    titles, font = drawable(names or (), _GRID_NAME_WIDTH)
     width = 1.6 + 1.0 * per_band
     margin = ConstrainedLayoutEngine(rect=(0.1 / width, 0, 1 - 0.1 / width, 1))  # else the labels touch the edge
     figure = Figure(figsize=(width, 3.75 * bands), layout=margin)

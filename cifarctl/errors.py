@@ -4,17 +4,19 @@ Code below `cifarctl.cli` raises these and nothing prints them but `cifarctl.cli
 `error:` line, one `hint:` line and `exit_code`.
 """
 
+from cifarctl.names import shortened
+
 
 class CifarctlError(Exception):
     """A failure that the user can act on. Message and hint write parameters as `name`: the command line makes an option
-    of it.
+    of it. Both are shortened, since they may repeat a value from a hostile file.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(shortened(message))
+        self.hint = hint and shortened(hint)
 
 
 class UsageError(CifarctlError):

@@ -23,11 +23,13 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= c <= "\udfff" for c in name)
 
 
-def shortened(text: str) -> str:
-    """A message without its middle if it is very long, as one that repeats a value from a hostile file may be."""
-    if len(text) <= _LONGEST_MESSAGE:
+def shortened(text: str, longest: int = _LONGEST_MESSAGE) -> str:
+    """`text` without its middle if it has more than `longest` characters, as what repeats a value from a hostile file
+    may have.
+    """
+    if len(text) <= longest:
         return text
-    return f"{text[: _LONGEST_MESSAGE // 2]} … {text[-_LONGEST_MESSAGE // 4 :]}"
+    return f"{text[: longest // 2]} … {text[-longest // 4 :]}"
 
 
 def spreadsheet_cell(name: str) -> str:

@@ -19,7 +19,9 @@ from cifarctl.rate_distortion import RateDistortionPoint
 
 _COLOURS: dict[Colour, str] = {"blue": "#1f6fb2", "orange": "#d9711c", "grey": "#6b7280"}
 _DPI = 150
-_NAME_WIDTH = 18
+_NAME_WIDTH, _GRID_NAME_WIDTH = 18, 15
+_LABEL_WIDTH = 60
+_MOST_LABELS = 160  # of an axis: more would lie on each other, so every second class is named, or every third
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -46,9 +48,10 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels, font = drawable(classes)
-    axes.set_xticks(range(n), labels, rotation=45, ha="right", rotation_mode="anchor", **font)
-    axes.set_yticks(range(n), labels, **font)
+    step = -(-n // _MOST_LABELS)
+    labels, font = drawable(classes[::step], _LABEL_WIDTH)
+    axes.set_xticks(range(0, n, step), labels, rotation=45, ha="right", rotation_mode="anchor", **font)
+    axes.set_yticks(range(0, n, step), labels, **font)
     accuracy = counts.trace() / max(counts.sum(), 1)
     axes.set(xlabel="predicted", ylabel="true", title=f"{counts.sum():,} images, accuracy {accuracy:.2%}")
     if n <= 25:  # beyond that the numbers would not fit their cells
@@ -74,7 +77,7 @@ def reconstructions(originals: Tensor, outputs: Tensor, names: Sequence[str] | N
     # Mid-grey is no difference; twice the contrast, since good ones are faint.
     difference = ((outputs - truth) + 0.5 + (outputs - truth)).clamp(0, 1)
 
-    titles, font = drawable(names or (), _NAME_WIDTH)
+    titles, font = drawable(names or (), _GRID_NAME_WIDTH)
     width = 1.6 + 1.0 * per_band
     margin = ConstrainedLayoutEngine(rect=(0.1 / width, 0, 1 - 0.1 / width, 1))  # else the labels touch the edge
     figure = Figure(figsize=(width, 3.75 * bands), layout=margin)

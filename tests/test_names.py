@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import pytest
 import torch
 from matplotlib import font_manager
 from PIL import Image
+from safetensors.torch import save_file
 
 from cifarctl import models, plots, weights
+from cifarctl.errors import ImageError, UsageError, WeightsError
 from cifarctl.figure_text import drawable
 from cifarctl.names import portable_name, printable, spreadsheet_cell
 
@@ -56,6 +59,20 @@ def test_a_name_becomes_a_files_name_on_any_system() -> None:
     assert len(portable_name("猫" * 300).encode()) == 180
 
 
+def test_no_error_repeats_a_hostile_field(tmp_path: Path) -> None:
+    """In Python as on the command line: who catches an error may log it, or write it into a record."""
+    text = str(UsageError("model: " + "x" * 1_000_000 + ": no such file", hint="y" * 1_000_000))
+    assert len(text) < 2000
+    assert text.startswith("model: x")
+    assert text.endswith("x: no such file")
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.zeros(1)}, file, {"format": "1", "kind": "k" * 1_000_000})
+    with pytest.raises(WeightsError, match="kkkk") as error:
+        weights.read_info(file)
+    assert len(str(error.value)) < 2000
+    assert len(str(pickle.loads(pickle.dumps(ImageError("z" * 1_000_000))))) < 2000  # as processes hand it on
+
+
 class TestFigures:
     def test_dollars_are_dollars(self) -> None:
         texts, properties = drawable(["$5-$10", "$\\frac{$"])
@@ -64,6 +81,15 @@ class TestFigures:
 
     def test_a_long_name_keeps_its_end(self) -> None:
         assert drawable(["a" * 20 + "/1.png"], 10)[0] == ["…aaa/1.png"]
+
+    def test_the_classes_of_a_large_or_hostile_confusion_matrix_stay_readable(self) -> None:
+        figure = plots.confusion(torch.eye(1000, dtype=torch.long).tolist(), [f"class {i}" for i in range(1000)])
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+            named = [label.get_text() for label in axis.get_ticklabels()]
+            assert named == [f"class {i}" for i in range(0, 1000, 7)]
+            assert axis.get_ticklocs().tolist() == [*range(0, 1000, 7)]
+        figure = plots.confusion([[1, 0], [0, 1]], ["a", "x" * 1_000_000 + "b"])
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "…" + "x" * 58 + "b"]
 
     def test_characters_that_no_font_has_are_escapes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         own = [entry for entry in font_manager.fontManager.ttflist if entry.name.startswith(("DejaVu", "Last Resort"))]

@@ -1,6 +1,7 @@
 """`reconstruct`: originals beside what the autoencoder makes of them."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from cifarctl import weights
 from cifarctl.data import Source
+from cifarctl.data.splits import choose_shown
 from cifarctl.inference import encode
 
 from support import Cifarctl
@@ -45,6 +47,59 @@ def test_a_folder_gets_one_picture_a_file(
     assert pictures[0].name == f"0000-{sorted(photos.iterdir())[0].stem}.png"
     with Image.open(pictures[0]) as picture:
         assert picture.size == (32, 32)
+
+
+def test_images_of_a_folder_are_of_all_classes_and_have_their_files_names(
+    cifarctl: Cifarctl, autoencoder_run: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pictures"
+    shown = ("reconstruct", "-m", autoencoder_run, "--data", image_folder, "--count", 5)
+    first = cifarctl(*shown, "-o", out, "--json").json["images"]
+    files = [Path(image["name"]) for image in first]
+    assert Counter(file.parent for file in files).most_common() in (
+        [(image_folder / "test" / "blue", 3), (image_folder / "test" / "red", 2)],
+        [(image_folder / "test" / "red", 3), (image_folder / "test" / "blue", 2)],
+    )
+    assert all(file.is_file() for file in files)
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{i:04d}-{file.parent.name}-{file.stem}.png" for i, file in enumerate(files)
+    ]
+    with_latents = cifarctl(*shown, "-o", tmp_path / "grid.png", "--latents", tmp_path / "z.safetensors", "--json")
+    assert [image["name"] for image in with_latents.json["images"]] == [image["name"] for image in first]
+    assert [image["psnr"] for image in with_latents.json["images"]] == pytest.approx(
+        [image["psnr"] for image in first], abs=1e-3
+    )
+
+
+def test_images_of_no_files_are_the_first_ones(cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path) -> None:
+    done = cifarctl("reconstruct", "-m", autoencoder_run, "--count", 3, "-o", tmp_path / "grid.png", "--json")
+    test = Source("synthetic").load("test")
+    assert [image["name"] for image in done.json["images"]] == [f"{i} {test.classes[test.labels[i]]}" for i in range(3)]
+
+
+class TestWhichImagesStandForASplit:
+    def test_of_mixed_classes_the_first_ones(self) -> None:
+        assert choose_shown(torch.tensor([3, 3, 0, 1, 3]), 2).tolist() == [0, 1]
+        assert choose_shown(torch.tensor([1, 0, 1]), 5).tolist() == [0, 1, 2]
+
+    @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+    def test_class_by_class_as_many_of_each_as_there_are(self, order: list[int]) -> None:
+        labels = torch.cat([torch.full((n,), label) for label, n in zip(order, (50, 2, 9), strict=True)])
+        chosen = choose_shown(labels, 12)
+        assert chosen.tolist() == sorted({*chosen.tolist()})
+        assert [int((labels[chosen] == label).sum()) for label in order] == [5, 2, 5]
+        assert torch.equal(choose_shown(labels, 12), chosen)
+        assert choose_shown(labels, 12, seed=1).tolist() != chosen.tolist()
+
+    def test_with_more_classes_than_images_each_is_of_another_class(self) -> None:
+        labels = torch.arange(100).repeat_interleave(5)
+        chosen = labels[choose_shown(labels, 12)]
+        assert len(chosen.unique()) == 12
+        assert chosen.max() > 50  # not the first twelve
+
+    @pytest.mark.parametrize("labels", [[], [0], [0, 0, 0], [0, 1]])
+    def test_all_of_few(self, labels: list[int]) -> None:
+        assert choose_shown(torch.tensor(labels, dtype=torch.int64), 12).tolist() == [*range(len(labels))]
 
 
 def test_an_unreadable_file_is_named_and_the_rest_is_drawn(

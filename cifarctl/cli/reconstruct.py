@@ -18,7 +18,7 @@ from cifarctl.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cifarctl.data import Source
+    from cifarctl.data import Dataset, Source
 
 _MAX_COUNT = 240
 
@@ -39,7 +39,11 @@ def reconstruct(
     count: Annotated[
         int,
         typer.Option(
-            min=1, max=_MAX_COUNT, metavar="N", help="How many images of the split.", rich_help_panel=opt.DATA_PANEL
+            min=1,
+            max=_MAX_COUNT,
+            metavar="N",
+            help="How many images of the split: its first, or if it lies class by class, a sample of all classes.",
+            rich_help_panel=opt.DATA_PANEL,
         ),
     ] = 12,
     out: Annotated[
@@ -81,6 +85,7 @@ def reconstruct(
     import torch
 
     from cifarctl import weights
+    from cifarctl.data.splits import choose_shown
     from cifarctl.files import save_tensors
     from cifarctl.hardware import select_device
     from cifarctl.inference import decode, encode
@@ -103,12 +108,14 @@ def reconstruct(
             images, names = _read_files(image or [], failures, output, line)
             stems = [Path(name).stem for name in names]
             every, labels = images, {}
+            chosen = torch.arange(len(images))
             origin = {"paths": dumps(names)}
         else:
             line.show(Progress(f"Reading {split} of {source.name}"))
             dataset = source.load(split)
-            every, images = dataset.images, dataset.images[:count]
-            names = stems = [f"{i} {dataset.classes[label]}" for i, label in enumerate(dataset.labels[:count].tolist())]
+            chosen = choose_shown(dataset.labels, count)
+            every, images = dataset.images, dataset.images[chosen]
+            names, stems = _names(dataset, chosen)
             labels = {"labels": dataset.labels, "indices": torch.arange(len(dataset))}
             origin = {"data": dumps(source.describe()), "split": split}
         if out and out.suffix and len(images) > _MAX_COUNT:
@@ -119,7 +126,7 @@ def reconstruct(
         if latents:
             save_tensors(latents, {"latents": vectors.cpu(), **labels}, {"model": printable(str(path)), **origin})
 
-        outputs = decode(autoencoder, vectors[: len(images)]).cpu()
+        outputs = decode(autoencoder, vectors[chosen] if latents else vectors).cpu()
         decibels = psnr((outputs - images.float() / 255).square().flatten(1).mean(1)).tolist()
         if out:
             line.show(Progress(f"Drawing {out}"))
@@ -146,6 +153,18 @@ def reconstruct(
     if failures:
         report_error(f"{failures[0]}{f' (and {len(failures) - 1} more)' if len(failures) > 1 else ''}")
         raise typer.Exit(1)
+
+
+def _names(dataset: "Dataset", chosen: "Tensor") -> tuple[list[str], list[str]]:
+    """The names of images of a split, and the beginnings of their files' names: by their own files if they have any, or
+    else by their numbers.
+    """
+    indices, labels = chosen.tolist(), [dataset.classes[label] for label in dataset.labels[chosen].tolist()]
+    if dataset.paths:
+        names = [dataset.paths[i] for i in indices]
+        return names, [f"{label} {Path(name).stem}" for label, name in zip(labels, names, strict=True)]
+    names = [f"{i} {label}" for i, label in zip(indices, labels, strict=True)]
+    return names, names
 
 
 def _prepared_source(

@@ -45,6 +45,25 @@ def draw_test(labels: Tensor, seed: int, *, keep: int = 1) -> tuple[Tensor, Tens
     return stratified_split(labels, min(default_val_size(len(labels)), spare), seed) if spare > 0 else None
 
 
+def choose_shown(labels: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Which images stand for a split when `count` of them are shown, int64, ascending: the first ones. In a split
+    that lies class by class, as folders do, those would be of one class: there it is a random sample, the same each
+    time, with as many images of each class as of any other, as far as there are any.
+
+    labels: int64 (N,), on any device. If there are fewer images than `count`, all.
+    """
+    n, labels = len(labels), labels.cpu()
+    if (labels[1:] != labels[:-1]).sum() >= len(labels.unique()):
+        return torch.arange(min(count, n))
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    of_class = labels[shuffled]
+    by_class = of_class.argsort(stable=True)
+    counts = torch.bincount(of_class)
+    turn = torch.empty(n, dtype=torch.int64)  # each image's number within its class, in shuffled order
+    turn[by_class] = torch.arange(n) - (counts.cumsum(0) - counts)[of_class[by_class]]
+    return shuffled[turn.argsort(stable=True)[:count]].sort().values
+
+
 def was_drawn_otherwise(labels: Tensor, val_size: int) -> bool:
     """Whether cifarctl before 0.2 drew another validation set: it could take the last image of a class."""
     counts = torch.bincount(labels)

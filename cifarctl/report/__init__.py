@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,24 @@ from markupsafe import Markup
 from cifarctl.comparison import COMPARISONS
 from cifarctl.files import write_text
 from cifarctl.metrics import METRICS, Metric, compared
-from cifarctl.names import printable
-from cifarctl.report.sections import (
-    DIAGONAL,
-    OFF_DIAGONAL,
-    Section,
-    autoencoder_section,
-    classifier_section,
-)
+from cifarctl.names import printable, shortened
+from cifarctl.report.confusion import DIAGONAL, OFF_DIAGONAL
+from cifarctl.report.image_files import ImageFile
+from cifarctl.report.sections import ClassifierSection, Section, autoencoder_section, classifier_section
 from cifarctl.version import __version__
 from cifarctl.wording import format_p_value, format_score, measured_on
 
 __all__ = ["Section", "autoencoder_section", "classifier_section", "write_report"]
 
+_LONGEST_NAME = 500  # characters: a class of a hostile file is named hundreds of times
+
 
 def write_report(path: Path, sections: Sequence[Section], differences: Sequence[Mapping[str, Any]]) -> None:
-    """Write the sections as one page, atomically. differences: as `evaluate --json` shows them. Raises OSError."""
-    write_text(path, _render(sections, differences))
+    """Write the sections as one page, atomically. differences: as `evaluate --json` shows them. Raises OSError.
+
+    Files of images in the page's folder, or below it, are linked to.
+    """
+    write_text(path, _render(sections, differences, path.parent))
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ def _rows(sections: Sequence[Section], metric: Metric) -> list[_Row]:
     return rows
 
 
-def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]]) -> str:
+def _names_by_number(section: Section) -> bool:
+    return isinstance(section, ClassifierSection) and any(answer.path is None for answer in section.uncertain)
+
+
+def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]], folder: Path) -> str:
     kind = sections[0].result["kind"]
     measured = set.intersection(*(set(section.result["metrics"]) for section in sections))
     columns = [metric for metric in compared(kind) if metric.name in measured]
@@ -65,7 +71,7 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
     environment = Environment(
         loader=PackageLoader("cifarctl", "report"),
         autoescape=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=lambda value: printable(shortened(value, _LONGEST_NAME)) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -76,10 +82,12 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         "off_diagonal": OFF_DIAGONAL,
         "format_p_value": format_p_value,
         "format_score": format_score,
+        "image_file": partial(ImageFile.seen_from, folder),
         "measured_on": measured_on,
     }
     return environment.get_template("report.html").render(
         rows=_rows(sections, columns[0]),
+        is_numbered=any(_names_by_number(section) for section in sections),
         columns=columns,
         comparison=COMPARISONS[kind],
         differences=differences,

@@ -19,7 +19,7 @@ for (const button of document.querySelectorAll("th[aria-sort] button")) {
 }
 
 // The confusion matrix: pointing at a cell (or focusing it) says what it counts, clicking shows its images, and
-// arrows go to the next cell that has any.
+// arrows go to the next cell that has any. Of a large matrix there is a list of mistakes instead, to click on.
 const tip = document.getElementById("tip");
 const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
@@ -56,8 +56,13 @@ function nextButton(button, [down, right]) {
   return null;
 }
 
+const cellOf = (event) => event.target.closest("td button");
+
+for (const table of document.querySelectorAll(".matrix, .choice")) {
+  table.addEventListener("click", (event) => cellOf(event) && showImages(table, cellOf(event)));
+}
+
 for (const table of document.querySelectorAll(".matrix")) {
-  const cellOf = (event) => event.target.closest("td button");
   table.addEventListener("pointerover", (event) => (cellOf(event) ? showTip(cellOf(event)) : hideTip()));
   table.addEventListener("pointerleave", hideTip);
   table.addEventListener("focusout", hideTip);
@@ -67,7 +72,6 @@ for (const table of document.querySelectorAll(".matrix")) {
     button.tabIndex = 0;
     showTip(button);
   });
-  table.addEventListener("click", (event) => cellOf(event) && showImages(table, cellOf(event)));
   table.addEventListener("keydown", (event) => {
     if (event.key === "Escape") hideTip();
     if (!(event.key in steps) || !cellOf(event)) return;

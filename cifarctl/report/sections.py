@@ -1,15 +1,11 @@
 """What a report shows of one model on one split: the images to look at, chosen and packed, and the charts."""
 
-import base64
-import io
-import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
+from markupsafe import Markup
 from torch import Tensor
 
 from cifarctl.data import Dataset
@@ -18,111 +14,13 @@ from cifarctl.model_outputs import confident_mistakes
 from cifarctl.rate_distortion import RateDistortionPoint
 from cifarctl.report import charts
 from cifarctl.report.charts import Chart
+from cifarctl.report.confusion import MANY_CLASSES, Cell, ClassRow, choose_images, class_row, most_confused, overview
+from cifarctl.report.pictures import Answer, Pair, Sprite, Thumb
 from cifarctl.training.checkpoint import Record
 from cifarctl.wording import model_name
 
-OFF_DIAGONAL, DIAGONAL = 30, 12  # images of a cell of the confusion matrix, at most
 _GALLERY = 24
 _PAIRS = 12
-_COLUMNS = 40
-_SIDE = 32
-
-
-@dataclass(frozen=True)
-class Sprite:
-    """Many images of 32×32 in one picture, as a data URI: a picture for each would be many times larger."""
-
-    uri: str
-    columns: int
-    rows: int
-
-    @classmethod
-    def pack(cls, images: Tensor) -> "Sprite":
-        """Images, uint8 (N, 3, 32, 32), row by row. Lossless, since what a model confuses may be a few pixels."""
-        columns = min(len(images), _COLUMNS)
-        rows = -(-len(images) // columns)
-        sheet = torch.zeros(rows * columns, 3, _SIDE, _SIDE, dtype=torch.uint8)
-        sheet[: len(images)] = images
-        pixels = sheet.view(rows, columns, 3, _SIDE, _SIDE).permute(0, 3, 1, 4, 2).reshape(rows * _SIDE, -1, 3)
-        stream = io.BytesIO()
-        Image.fromarray(pixels.numpy()).save(stream, "webp", lossless=True, quality=100, method=4)
-        return cls(f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}", columns, rows)
-
-
-@dataclass(frozen=True)
-class Thumb:
-    """An image by its place in the sprite, and what it shows, in words."""
-
-    column: int
-    row: int
-    text: str
-
-    @classmethod
-    def at(cls, position: int, text: str) -> "Thumb":
-        """The image that was packed as number `position`."""
-        return cls(position % _COLUMNS, position // _COLUMNS, text)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An image, its number in the split, its true label, and the model's likeliest labels with their probabilities."""
-
-    thumb: Thumb
-    number: int
-    truth: str
-    top: list[tuple[str, float]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the confusion matrix. total: images of its row. answers: the most confident ones of its images."""
-
-    row: int
-    column: int
-    truth: str
-    label: str
-    count: int
-    total: int
-    answers: list[Answer]
-
-    @property
-    def is_hit(self) -> bool:
-        """Whether it is on the diagonal."""
-        return self.row == self.column
-
-    @property
-    def share(self) -> float:
-        """Its fraction of the row."""
-        return self.count / max(self.total, 1)
-
-    @property
-    def shade(self) -> float:
-        """How strong its colour is, 0 to 1; mistakes are rare, and shown stronger."""
-        return self.share if self.is_hit else min(math.sqrt(3 * self.share), 1)
-
-    @property
-    def text(self) -> str:
-        """What it counts."""
-        verb = "recognised" if self.is_hit else f"called {self.label}"
-        return f"{self.truth} {verb}: {self.count:,} of {self.total:,} ({self.share:.1%})"
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """A class: its scores, and what it is mistaken for most often, with that fraction of its images."""
-
-    scores: Mapping[str, Any]
-    mistaken_for: tuple[str, float] | None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An original and its reconstruction."""
-
-    original: Thumb
-    reconstruction: Thumb
-    label: str
-    psnr: float
 
 
 @dataclass(frozen=True)
@@ -137,15 +35,26 @@ class Section:
 
 @dataclass(frozen=True)
 class ClassifierSection(Section):
-    """cells: the confusion matrix, rows are the truth. first: the one to show first, the mistake made most often."""
+    """cells: the confusion matrix, rows are the truth; none if there are more than `MANY_CLASSES` classes. For these:
+    confused: the most frequent mistakes. overview: a picture of the matrix, as a URI.
+
+    first: the cell to show first, the mistake made most often.
+    """
 
     cells: list[list[Cell]]
+    confused: list[Cell]
+    overview: Markup | None
     first: Cell
     classes: list[ClassRow]
     reliability: list[Chart]
     mistakes: list[Answer]
     uncertain: list[Answer]
     least_typical: list[Answer]
+
+    @property
+    def shown(self) -> list[Cell]:
+        """The cells whose images can be looked at."""
+        return self.confused or [cell for row in self.cells for cell in row if cell.count]
 
 
 @dataclass(frozen=True)
@@ -172,7 +81,9 @@ def classifier_section(
     labels = data.labels.cpu()
     confidence, predicted = probabilities.max(1)
     matrix: list[list[int]] = result["confusion_matrix"]
-    chosen = _choose(labels.tolist(), predicted.tolist(), confidence.argsort(descending=True).tolist(), matrix, limit)
+    confused = most_confused(matrix) if len(data.classes) > MANY_CLASSES else []
+    order = confidence.argsort(descending=True).tolist()
+    chosen = choose_images(labels.tolist(), predicted.tolist(), order, matrix, limit, set(confused) or None)
     mistakes = confident_mistakes(probabilities, labels)[:_GALLERY].tolist()
     uncertain = confidence.argsort()[:_GALLERY].tolist()
     least_typical = [] if typicality is None else typicality.argsort(stable=True)[:_GALLERY].tolist()
@@ -185,24 +96,41 @@ def classifier_section(
         truth = data.classes[int(labels[index])]
         values = zip(top.indices[index].tolist(), top.values[index].tolist(), strict=True)
         return Answer(
-            Thumb.at(place[index], truth), index, truth, [(data.classes[label], value) for label, value in values]
+            Thumb.at(place[index], truth),
+            index,
+            data.paths[index] if data.paths else None,
+            truth,
+            [(data.classes[label], value) for label, value in values],
+            None if typicality is None else typicality[index].item(),
         )
 
-    cells = [
-        [
-            Cell(row, column, truth, label, count, sum(counts), [answer(index) for index in chosen[row, column]])
-            for column, (label, count) in enumerate(zip(data.classes, counts, strict=True))
-        ]
-        for row, (truth, counts) in enumerate(zip(data.classes, matrix, strict=True))
+    def cell(row: int, column: int) -> Cell:
+        truth, label, counts = data.classes[row], data.classes[column], matrix[row]
+        return Cell(
+            row, column, truth, label, counts[column], sum(counts), [answer(index) for index in chosen[row, column]]
+        )
+
+    numbers = range(len(data.classes))
+    cells = [] if confused else [[cell(row, column) for column in numbers] for row in numbers]
+    listed = [cell(row, column) for row, column in confused]
+    classes = [
+        class_row(scores, label, matrix[label], data.classes) for label, scores in enumerate(result["per_class"])
     ]
+    if confused:  # in a long table, the worst come first; those without a score last
+        classes.sort(key=lambda row: (row.scores["f1"] is None, row.scores["f1"] or 0))
     return ClassifierSection(
         model_name(result["model"]),
         result,
         Sprite.pack(data.images[torch.tensor(shown, device=data.images.device)].cpu()),
         charts.learning_curves(history, "classifier"),
         cells,
-        max((cell for row in cells for cell in row), key=lambda cell: (not cell.is_hit and cell.count > 0, cell.count)),
-        [_class_row(scores, row) for scores, row in zip(result["per_class"], cells, strict=True)],
+        listed,
+        overview(matrix) if confused else None,
+        max(
+            listed[:1] or (cell for row in cells for cell in row),
+            key=lambda cell: (not cell.is_hit and cell.count > 0, cell.count),
+        ),
+        classes,
         charts.reliability(probabilities, labels),
         [answer(index) for index in mistakes],
         [answer(index) for index in uncertain],
@@ -235,6 +163,7 @@ def autoencoder_section(
         return Pair(
             Thumb.at(position, f"{label}, the original"),
             Thumb.at(position + len(shown), f"{label}, reconstructed"),
+            data.paths[index] if data.paths else None,
             label,
             report.image_psnr[index].item(),
         )
@@ -250,33 +179,6 @@ def autoencoder_section(
             charts.rate_distortion(rate, rate_images),
         ],
     )
-
-
-def _choose(
-    labels: list[int], predicted: list[int], order: list[int], matrix: list[list[int]], limit: int
-) -> dict[tuple[int, int], list[int]]:
-    """The images of each cell that are shown: the first ones in `order`, and if all together would be more than
-    `limit`, fewer of every cell alike.
-    """
-    seen: Counter[tuple[int, int]] = Counter()
-    candidates = []
-    for index in order:
-        cell = labels[index], predicted[index]
-        most = DIAGONAL if cell[0] == cell[1] else OFF_DIAGONAL
-        if seen[cell] < most:
-            # The cell's fuller ones come later; among equals, those of large cells first.
-            candidates.append((seen[cell] / most, -matrix[cell[0]][cell[1]], index, cell))
-            seen[cell] += 1
-    chosen: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for *_, index, cell in sorted(candidates)[:limit]:
-        chosen[cell].append(index)
-    return chosen
-
-
-def _class_row(scores: Mapping[str, Any], cells: Sequence[Cell]) -> ClassRow:
-    missed = [cell for cell in cells if cell.count and not cell.is_hit]
-    most = max(missed, key=lambda cell: cell.count, default=None)
-    return ClassRow(scores, (most.label, most.share) if most else None)
 
 
 def _unique(indices: Iterable[int]) -> list[int]:

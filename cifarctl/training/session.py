@@ -13,6 +13,7 @@ import torch
 
 from cifarctl import weights
 from cifarctl.data import Arrays, Dataset
+from cifarctl.data.splits import choose_shown
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import Interrupted, TrainingError
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
@@ -145,7 +146,7 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
 def _log_sample(board: TensorBoardLog, model: Model, val_set: Dataset, epoch: int, precision: Precision) -> None:
     """An autoencoder's reconstructions of eight images, below them; they show what the scalars cannot."""
     if isinstance(model, Autoencoder):
-        sample = val_set.images[:8]
+        sample = val_set.images[choose_shown(val_set.labels, 8)]
         shown = torch.cat((sample.float() / 255, reconstruct(model, sample, precision=precision)))
         board.log_images("val/reconstructions", shown, 8, epoch)
 
@@ -167,7 +168,8 @@ def _finish(
     if isinstance(model, Autoencoder):
         report = evaluate_autoencoder(model, measured_set, data.train.images)
         metrics: dict[str, Any] = dict(report.metrics)
-        figure = plots.reconstructions(measured_set.images[:12].cpu(), report.reconstructions[:12])
+        chosen = choose_shown(measured_set.labels, 12)
+        figure = plots.reconstructions(measured_set.images[chosen].cpu(), report.reconstructions[chosen])
         picture, curve = run.path / "reconstructions.png", "psnr"
     else:
         assert isinstance(model, Classifier)

@@ -41,12 +41,16 @@ class ModelOnData:
         ChangedDataError if `split` would hold other images than in training, unless `allow_changed`, and DataError on a
         folder of other classes.
         """
+        from cifarctl.data.seen import remark_on_seen
         from cifarctl.evaluation import require_classes
 
         if self.info.kind == "classifier" and (found := self.source.known_classes):
             require_classes(self.info.classes, found, self.path)
+        seen = None
         try:
             remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)
+            if split == "test":
+                seen = remark_on_seen(self.source, self.info.data, allow=allow_changed)
         except ChangedDataError as error:
             if not allow_changed:
                 error.hint = f"--allow-changed-data measures on {split} all the same"
@@ -57,7 +61,7 @@ class ModelOnData:
             remark = remark or (pca if of_train else None)
         is_new = self.source.is_path and self.source.only_measured
         contents = [str(self.source.contents())] if is_new else []
-        return [*contents, *self.source.remarks(split), *filter(None, [remark])]
+        return [*contents, *self.source.remarks(split), *filter(None, [remark, seen])]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,10 +25,25 @@ _ROLES = {
     **dict.fromkeys(("images", "image", "data", "x"), "images"),
     **dict.fromkeys(("labels", "label", "targets", "y"), "labels"),
 }
+# No label without a name is larger: as many names would fill the memory.
+_MOST_CLASSES = 100_000
 _CLASSES = ("classes", "class_names", "label_names")
 _EXPECTED = (
     "expected images and labels, or x_train, y_train, x_test and y_test: np.savez(FILE, images=…, labels=…), uint8 "
     "(N, 32, 32, 3) or (N, 3, 32, 32), and integers (N,)"
+)
+
+# What reading a damaged file raises; NotImplementedError is an unknown compression, RuntimeError a password.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -93,6 +109,8 @@ class ArrayFile(DataKind):
         named = self._named
         labels = {split: _checked_labels(part["labels"], self.name, split) for split, part in named.parts.items()}
         count = 1 + max(int(each.max(initial=0)) for each in labels.values())
+        if count > _MOST_CLASSES and not named.classes:
+            raise DataError(f"{self.name}: labels up to {count - 1}, but they count classes from 0", hint=_EXPECTED)
         classes = named.classes or tuple(str(label) for label in range(count))
         found: dict[Stored, Dataset] = {}
         for split, part in named.parts.items():
@@ -118,7 +136,13 @@ def _checked_labels(labels: NDArray[Any], name: str, split: Stored) -> NDArray[A
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DataError(f"{name}: {_name(split)}labels are {labels.dtype} {labels.shape}, not integers", hint=_EXPECTED)
+        hint = _EXPECTED
+        if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.shape[1] > 1:
+            hint = "of one-hot rows, labels.argmax(1) makes integers"
+        elif labels.ndim == 1 and labels.dtype.kind in "US":
+            hint = "of names, classes, labels = np.unique(labels, return_inverse=True) makes integers; save both"
+        kind = f"{labels.dtype} {labels.shape}"
+        raise DataError(f"{name}: {_name(split)}labels are {kind}, not integers (N,)", hint=hint)
     return labels
 
 
@@ -172,11 +196,15 @@ def _npy(path: Path) -> _Named:
         raise DataError(f"{path}: {images.dtype} {images.shape}, no images", hint="name the file of the images")
     if labels is None:
         raise DataError(
-            f"{path}: no labels beside it", hint=f"expected one of: {listed([each.name for each in candidates])}"
+            f"{path}: no labels beside it",
+            hint=f"expected one of: {listed(list(dict.fromkeys(each.name for each in candidates)))}",
         )
     names = path.with_name("classes.npy")
     classes = _class_names(_load(names), names) if names.is_file() else ()
-    return _Named({"all": {"images": images, "labels": _load(labels)}}, classes)
+    numbers = _load(labels)
+    if not isinstance(numbers, np.ndarray):
+        raise DataError(f"{labels}: an .npz file; name it so")
+    return _Named({"all": {"images": images, "labels": numbers}}, classes)
 
 
 def _label_files(name: str) -> list[str]:
@@ -188,18 +216,26 @@ def _label_files(name: str) -> list[str]:
 
 def _load(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():  # a FIFO could block forever
+            raise DataError(f"{path}: not a regular file")
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start and not start.startswith((b"PK", np.lib.format.MAGIC_PREFIX)):
+            raise DataError(f"{path}: neither an .npz nor an .npy file", hint=_EXPECTED)
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise _unreadable(path, error) from None
 
 
 def _array(loaded: Any, name: str, path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = loaded[name]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+        array = loaded[name]
+    except (KeyError, *_DAMAGED) as error:
         raise _unreadable(Path(f"{path}: {name}"), error) from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {name}: no array", hint=_EXPECTED)
     return array
 
 
@@ -217,6 +253,8 @@ def _class_names(array: Any, path: Path) -> tuple[str, ...]:
         names = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in array.tolist())
     except UnicodeDecodeError:
         raise DataError(f"{path}: names of classes that are not UTF-8") from None
+    if not all(map(str.strip, names)):
+        raise DataError(f"{path}: a class has no name")
     if len(set(names)) < len(names):
         raise DataError(f"{path}: two classes have the same name")
     return names

@@ -69,7 +69,8 @@ def find_layout(root: Path) -> Layout:
     if not root.is_dir():
         raise DataError(
             f"{root}: no such folder" if not os.path.lexists(root) else f"{root}: not a folder",
-            hint="`data` takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
+            hint="`data` takes cifar10, cifar100, synthetic, or the path of a folder as it is now, or of a file: a list "
+            "of images (.csv) or arrays (.npz, .npy)",
         )
     found = _split_folders(root)
     return next(make(root, found) for fits, make in LAYOUTS if fits(found))
@@ -78,7 +79,7 @@ def find_layout(root: Path) -> Layout:
 def missing_split(root: Path, split: str) -> DataError:
     """The error if `split` is needed and there is none."""
     if not root.is_dir():
-        return DataError(f"{root}: no image is for {split}", hint="a column `split` says train, val or test")
+        return DataError(f"{root}: no image is for {split}", hint="a column named split says train, val or test")
     if folder := _split_folders(root).get(cast("Stored", split)):
         return DataError(f"{folder}: its images have no labels", hint=f"{EXPECTED}, or a list of labels beside it")
     folder = root / split
@@ -121,7 +122,10 @@ def _folders_of_splits(root: Path, folders: Mapping[Stored, Path]) -> Layout:
     known = [folders["train"]] if "train" in folders else folders.values()
     classes = tuple(sorted({name for folder in known for name in _subfolders(folder)[0]}))
     if "train" in folders and len(classes) < 2:
-        raise DataError(f"{folders['train']}: {len(classes)} classes, at least 2 are needed", hint=EXPECTED)
+        raise DataError(
+            f"{folders['train']}: {len(classes)} class{'' if len(classes) == 1 else 'es'}, at least 2 are needed",
+            hint=EXPECTED,
+        )
     splits: dict[Stored, Callable[[], Listing]] = {
         split: partial(_folders_of_classes, folder, classes, folders.get("train", folder))
         for split, folder in folders.items()
@@ -234,6 +238,12 @@ def _class_folders(root: Path, _: Mapping[Stored, Path]) -> Layout:
                 f"{root}: {listed(classes)}: neither splits nor classes, since their images lie in folders in them",
                 hint=f"did you mean {root / classes[0]}?" if len(inner) == 1 else EXPECTED,
             )
+        )
+    splits = [{SPLIT_NAMES.get(each.lower()) for each in names} - {None} for names in inner]
+    if mixed := next((name for name, found in zip(classes, splits, strict=True) if len(found) > 1), None):
+        raise DataError(
+            f"{root / mixed}: holds folders named as splits, so it is not known which images are for test",
+            hint=EXPECTED,
         )
     return Layout(tuple(classes), {"all": partial(_folders_of_classes, root, tuple(classes), root)})
 

@@ -142,12 +142,13 @@ class Source:
     def load(self, split: Split) -> Dataset:
         """Read one split. Raises DataError if it is missing or damaged, UsageError on an impossible `val_size`."""
         dataset = self._read(self._stored_split(split))
-        _, indices = self._indices(split)
-        if split == "train" and self.limit is not None:
-            indices = torch.arange(len(dataset)) if indices is None else indices
-            order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(self.seed))
-            indices = indices[order[: self.limit]]
+        indices = self._limited(split)
         return self._renumbered(dataset if indices is None else dataset.take(indices))
+
+    def files(self, split: Split) -> list[Path] | None:
+        """The image files of the split, in the order of `load`, which are not read; None if images have no files."""
+        files, indices = self._kind.files(self._stored_split(split)), self._limited(split)
+        return files if files is None or indices is None else [files[i] for i in indices.tolist()]
 
     def describe(self) -> dict[str, Any]:
         """What a weights file says of the data it was trained on: enough to draw the same splits again, and to notice
@@ -302,6 +303,15 @@ class Source:
         train, val = stratified_split(labels, self._val_size, self.seed)
         chosen = train if split == "train" else val
         return stored, chosen if candidates is None else candidates[chosen]
+
+    def _limited(self, split: Split) -> Tensor | None:
+        """Which images of the stored split are loaded: indices, int64, or None for all."""
+        stored, indices = self._indices(split)
+        if split == "train" and self.limit is not None:
+            indices = torch.arange(len(self._labels(stored))) if indices is None else indices
+            order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(self.seed))
+            indices = indices[order[: self.limit]]
+        return indices
 
     @cached_property
     def _trainable(self) -> tuple[Tensor | None, Tensor]:

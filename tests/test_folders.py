@@ -35,12 +35,12 @@ def picture(path: Path, number: int = 0) -> None:
 
 
 def make_folder(root: Path, train: dict[str, int], test: dict[str, int]) -> Path:
-    """root/{train,test}/CLASS/N.png, so many of each class."""
-    for split, classes in (("train", train), ("test", test)):
+    """root/{train,test}/CLASS/N.png, so many of each class, all different."""
+    for first, split, classes in ((0, "train", train), (1000, "test", test)):
         for label, (name, count) in enumerate(classes.items()):
             (root / split / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
-                picture(root / split / name / f"{i:03d}.png", label)
+                picture(root / split / name / f"{i:03d}.png", first + label)
     return root
 
 

@@ -67,10 +67,13 @@ def find_layout(root: Path) -> Layout:
     if root.suffix.lower() == ".csv" and not root.is_dir():
         return _label_list(root)
     if not root.is_dir():
+        if root.exists():
+            raise DataError(
+                f"{root}: not a folder", hint="`data` takes files too: a list of images (.csv), or arrays (.npz, .npy)"
+            )
         raise DataError(
-            f"{root}: no such folder" if not os.path.lexists(root) else f"{root}: not a folder",
-            hint="`data` takes cifar10, cifar100, synthetic, or the path of a folder as it is now, or of a file: a list "
-            "of images (.csv) or arrays (.npz, .npy)",
+            f"{root}: {'not a folder' if os.path.lexists(root) else 'no such folder'}",
+            hint="`data` takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
         )
     found = _split_folders(root)
     return next(make(root, found) for fits, make in LAYOUTS if fits(found))

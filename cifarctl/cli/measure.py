@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarctl.distributed import ALONE, Ranks
-from cifarctl.errors import ChangedDataError, UsageError
+from cifarctl.errors import ChangedDataError, DataError, UsageError
 from cifarctl.progress import OnEvent, Progress, ignore
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ class ModelOnData:
         if self.info.kind == "classifier" and (found := self.source.known_classes):
             require_classes(self.info.classes, found, self.path)
         seen = None
+        if split == "test" and not self.source.has("test") and self.source.has("val"):
+            try:
+                self.source.remarks(split)
+            except DataError as error:
+                error.hint = "`split` val measures on the images that its training held out for validation"
+                raise
         try:
             remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)
             if split == "test":

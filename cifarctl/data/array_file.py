@@ -27,6 +27,8 @@ _ROLES = {
 }
 # No label without a name is larger: as many names would fill the memory.
 _MOST_CLASSES = 100_000
+# In each file of CIFAR-10-C, the test images follow one another in five severities of one corruption.
+_SEVERITIES = 5
 _CLASSES = ("classes", "class_names", "label_names")
 _EXPECTED = (
     "expected images and labels, or x_train, y_train, x_test and y_test: np.savez(FILE, images=…, labels=…), uint8 "
@@ -89,7 +91,13 @@ class ArrayFile(DataKind):
     def unused(self) -> list[str]:
         """A remark on arrays that are not used."""
         names = self._named.unused
-        return [f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used"] if names else []
+        remarks = [f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used"] if names else []
+        if "all" in self._named.parts and _repeats(self._named.parts["all"]["labels"]):
+            remarks.append(
+                f"{self.name}: its labels repeat {_SEVERITIES} times in the same order, as in CIFAR-10-C. If these are "
+                "the same pictures, some are in training and in test, and the metrics are too good"
+            )
+        return remarks
 
     def describe(self) -> dict[str, Any]:
         """The digests of the arrays' contents."""
@@ -125,6 +133,14 @@ class ArrayFile(DataKind):
             # As folders have them, so that the same images are the same data set.
             found[split] = dataset.take(torch.argsort(dataset.labels, stable=True))
         return found
+
+
+def _repeats(labels: NDArray[Any]) -> bool:
+    """Whether the labels are a block of them several times, but not all classes in turn again and again."""
+    blocks = labels.reshape(_SEVERITIES, -1) if len(labels) % _SEVERITIES == 0 else labels[None]
+    classes = len(np.unique(labels))
+    is_in_turn = (labels[classes:] == labels[:-classes]).all()
+    return len(blocks) > 1 and blocks.shape[1] > 1 and bool((blocks == blocks[0]).all()) and not is_in_turn
 
 
 def _name(split: Stored) -> str:

@@ -12,11 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import cast, get_args
 
+from cifarctl.data.class_names import hint_at_near
 from cifarctl.data.fingerprint import listed
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
 from cifarctl.data.images import ImageFiles, find_images
 from cifarctl.data.kind import Stored
-from cifarctl.data.label_list import Row, find_listed, read_label_list
+from cifarctl.data.label_list import LabelList, Row, find_listed, read_label_list
 from cifarctl.errors import DataError
 
 # The names of splits, in lower case.
@@ -161,9 +162,10 @@ def _labelled_folders(root: Path, folders: Mapping[Stored, Path]) -> Layout:
     rows: dict[Stored, list[Row]] = {}
     unused = _unused(root, folders)
     for split, folder in folders.items():
-        found = read_label_list(lists[split], needs_labels=split == "train") if split in lists else []
-        if found:
-            rows[split] = found
+        found = read_label_list(lists[split], needs_labels=split == "train") if split in lists else LabelList()
+        if found.rows:
+            rows[split] = found.rows
+            unused += _columns_unused(lists[split], found)
         elif not (images := _images(folder)):
             unused.append(f"{folder}: ignored, since it has no images directly in it")
         else:
@@ -176,9 +178,14 @@ def _label_list(path: Path) -> Layout:
     """A CSV file with the columns path, label and, perhaps, split."""
     rows: dict[Stored, list[Row]] = {}
     given = read_label_list(path, splits=SPLIT_NAMES)
-    for row in given:
+    for row in given.rows:
         rows.setdefault(row.split or "all", []).append(row)
-    return _of_rows(rows, dict.fromkeys(rows, path.parent), dict.fromkeys(rows, path), [])
+    return _of_rows(rows, dict.fromkeys(rows, path.parent), dict.fromkeys(rows, path), _columns_unused(path, given))
+
+
+def _columns_unused(path: Path, given: LabelList) -> list[str]:
+    names = given.unused
+    return [f"{path}: column{'s' if len(names) > 1 else ''} not used: {listed(names)}"] if names else []
 
 
 def _of_rows(
@@ -195,10 +202,9 @@ def _of_rows(
         for row in each:
             origins.setdefault(row.label, f"{lists[split]}, line {row.line}")
             if row.label not in labels:
-                near = get_close_matches(row.label, labels, 1)
                 raise DataError(
                     f"{origins[row.label]}: {row.label!r} is no class of the training images",
-                    hint=f"did you mean {near[0]}?" if near else f"they are: {listed(list(labels))}",
+                    hint=hint_at_near(row.label, labels, f"they are: {listed(list(labels))}"),
                 )
     splits: dict[Stored, Callable[[], Listing]] = {}
     for path in dict.fromkeys(lists[split] for split in rows):  # at once, to notice an image that is in two splits
@@ -263,10 +269,9 @@ def _folders_of_classes(folder: Path, classes: tuple[str, ...], reference: Path)
     """The images under folder/CLASS. reference: the folder that has the classes; there, each must have images."""
     names, loose = _subfolders(folder)
     if unknown := [name for name in names if name not in classes]:
-        near = get_close_matches(unknown[0], classes, 1)
         raise DataError(
             f"{folder}: not among the classes in {reference}: {listed([repr(name) for name in unknown])}",
-            hint=f"did you mean {near[0]}?" if near else "each folder there must have one of its name in train",
+            hint=hint_at_near(unknown[0], classes, "each folder there must have one of its name in train"),
         )
     files: list[tuple[Path, int]] = []
     ignored, absent = ImageFiles([]), []

@@ -108,9 +108,9 @@ class TestBeforeTheFirstStep:
         said = done.err[: done.err.index("Training mlp")].splitlines()
         assert said == [
             f"{data}: 26 images of 2 classes (cat 13, dog 13): 18 for training, 2 for validation (drawn), 6 for test",
-            f"{data}/train: 1 other file ignored: .txt",
-            f"{data}/train: 1 file outside the classes' folders ignored",
-            f"{data}/test: 1 other file ignored: .csv",
+            f"{data}/train: 1 other file ignored: .txt, for example cat/notes.txt",
+            f"{data}/train: 1 file outside the classes' folders ignored, for example 0.png",
+            f"{data}/test: 1 other file ignored: .csv, for example dog/list.csv",
             f"{data}: holdout is not used: train and test are, and validation images are drawn from train",
         ]
 

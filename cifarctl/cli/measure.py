@@ -47,7 +47,8 @@ class ModelOnData:
         if self.info.kind == "classifier" and (found := self.source.known_classes):
             require_classes(self.info.classes, found, self.path)
         seen = None
-        if split == "test" and not self.source.has("test") and self.source.has("val"):
+        is_own = not self.source.only_measured
+        if split == "test" and is_own and not self.source.has("test") and self.source.has("val"):
             try:
                 self.source.remarks(split)
             except DataError as error:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifarctl.data.array_images import to_rgb
 from cifarctl.data.arrays import labelled
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import listed
@@ -32,7 +33,7 @@ _SEVERITIES = 5
 _CLASSES = ("classes", "class_names", "label_names")
 _EXPECTED = (
     "expected images and labels, or x_train, y_train, x_test and y_test: np.savez(FILE, images=…, labels=…), uint8 "
-    "(N, 32, 32, 3) or (N, 3, 32, 32), and integers (N,)"
+    "(N, H, W, 3), (N, 3, H, W) or, grey, (N, H, W), and integers (N,)"
 )
 
 # What reading a damaged file raises; NotImplementedError is an unknown compression, RuntimeError a password.
@@ -68,6 +69,10 @@ class ArrayFile(DataKind):
         """Whether `name` has the suffix of such a file and is no folder."""
         return Path(name).suffix.lower() in (".npz", ".npy") and not Path(name).is_dir()
 
+    def __init__(self, name: str, *, seed: int = 0, data_dir: Path | None = None) -> None:
+        super().__init__(name, seed=seed, data_dir=data_dir)
+        self._changes: dict[Stored, str] = {}
+
     def stored(self) -> tuple[Stored, ...]:
         """The splits that the file names."""
         return tuple(self._datasets)
@@ -87,6 +92,11 @@ class ArrayFile(DataKind):
     def has_names(self) -> bool:
         """Whether the file names its classes."""
         return bool(self._named.classes)
+
+    def remarks(self, split: Stored) -> list[str]:
+        """What was done to the images of the split, if anything."""
+        self.read(split)
+        return [f"{self.name}: {_name(split)}images: {self._changes[split]}"] if split in self._changes else []
 
     def unused(self) -> list[str]:
         """A remark on arrays that are not used."""
@@ -126,10 +136,13 @@ class ArrayFile(DataKind):
                 raise DataError(
                     f"{self.name}: {_name(split)}images are {part['images'].dtype}, not uint8", hint=_EXPECTED
                 )
+            images, change = to_rgb(part["images"])
+            if change:
+                self._changes[split] = change
             try:
-                dataset = labelled((part["images"], labels[split]), _name(split).strip() or "all", classes)
+                dataset = labelled((images, labels[split]), _name(split).strip() or "all", classes)
             except ArrayError as error:
-                raise DataError(f"{self.name}: {error}", hint=error.hint or _EXPECTED) from None
+                raise DataError(f"{self.name}: {error}", hint=_EXPECTED) from None
             # As folders have them, so that the same images are the same data set.
             found[split] = dataset.take(torch.argsort(dataset.labels, stable=True))
         return found

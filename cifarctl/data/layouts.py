@@ -279,6 +279,7 @@ def _folders_of_classes(folder: Path, classes: tuple[str, ...], reference: Path)
         search = find_images(folder / name) if name in names else ImageFiles([])
         found = [(path, label) for path in search]
         ignored.ignored += search.ignored
+        ignored.example = ignored.example or search.example
         if not found and folder == reference and name in names:
             also = f" ({text})" if (text := search.describe_ignored()) else ""
             raise DataError(
@@ -291,11 +292,17 @@ def _folders_of_classes(folder: Path, classes: tuple[str, ...], reference: Path)
             absent.append(name)
         files += found
     if not files:
-        raise DataError(f"{folder}: no images in it", hint=EXPECTED)
-    remarks = [ignored.describe_ignored(), _counted(loose, "outside the classes' folders ignored")]
+        also = f" ({listed(loose)} outside the classes' folders)" if loose else ""
+        raise DataError(f"{folder}: no images in it{also}", hint=EXPECTED)
+    remarks = []
+    if ignored.example:
+        remarks.append(f"{ignored.describe_ignored()}, for example {ignored.example.relative_to(folder)}")
+    if loose:
+        count = f"{len(loose):,} file{'s' if len(loose) > 1 else ''} outside the classes' folders"
+        remarks.append(f"{count} ignored, for example {loose[0]}")
     if absent:
         remarks.append(f"no images of {listed(absent)}")
-    return Listing(folder, files, [f"{folder}: {remark}" for remark in remarks if remark])
+    return Listing(folder, files, [f"{folder}: {remark}" for remark in remarks])
 
 
 def _unused(root: Path, folders: Mapping[Stored, Path]) -> list[str]:
@@ -325,15 +332,11 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def _subfolders(folder: Path) -> tuple[list[str], int]:
-    """The sorted names of the folders in `folder`, and the number of files beside them, both without hidden ones."""
+def _subfolders(folder: Path) -> tuple[list[str], list[str]]:
+    """The sorted names of the folders in `folder`, and of the files beside them, both without hidden ones."""
     entries = _visible(folder)
     try:
         names = [each.name for each in entries if each.is_dir()]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    return names, len(entries) - len(names)
-
-
-def _counted(count: int, text: str) -> str:
-    return f"{count:,} file{'s' if count > 1 else ''} {text}" if count else ""
+    return names, sorted({each.name for each in entries}.difference(names))

@@ -352,7 +352,10 @@ class Source:
             raise DataError(f"{self.name}: {len(names)} class, at least 2 are needed")
         if absent := set(range(len(names))) - set(labels.tolist()):
             named = listed([repr(names[label]) for label in sorted(absent)])
-            raise DataError(f"{self.name}: no images of {named} to train on")
+            raise DataError(
+                f"{self.name}: no images of {named} to train on",
+                hint=None if self._kind.has_names() else "labels count from 0, and each of them needs images",
+            )
 
     def _renumbered(self, dataset: Dataset) -> Dataset:
         """The same images with the labels of the model's classes, if those are known and these are from files."""

@@ -346,7 +346,7 @@ def a_zip(content: bytes) -> Spoil:
     return make
 
 
-def an_npy(labels: np.ndarray | None) -> Spoil:  # type: ignore[type-arg]
+def an_npy(labels: np.ndarray | None) -> Spoil:
     def make(root: Path) -> Path:
         if labels is None:
             (root / "images.npy").write_text("no array")
@@ -398,7 +398,10 @@ LABELS = np.array([0, 1, 0, 1])
         (an_npz(images=PIXELS[..., :2], labels=LABELS), "x.npz: all images: uint8 (4, 32, 32, 2), not (N, 3, 32, 32)"),
         (an_npz(images=PIXELS[:, :3], labels=LABELS), "x.npz: all images: uint8 (4, 3, 32, 3), not (N, 3, 32, 32)"),
         (an_npz(images=PIXELS, labels=LABELS[:3]), "x.npz: all: 4 images and 3 labels"),
-        (an_npz(images=PIXELS, labels=LABELS * 2**62), "x.npz: labels up to 4611686018427387904, but they count classes"),
+        (
+            an_npz(images=PIXELS, labels=LABELS * 2**62),
+            "x.npz: labels up to 4611686018427387904, but they count classes",
+        ),
         (an_npz(images=PIXELS, labels=np.eye(2)[LABELS]), "x.npz: labels are float64 (4, 2), not integers (N,)"),
         (an_npz(images=PIXELS, labels=LABELS, classes=np.array(["", "a"])), "x.npz: a class has no name"),
         (a_zip(b"no array"), "x.npz: images: no array"),
@@ -523,9 +526,10 @@ class TestCopies:
         labels = np.tile(np.array([0, 1, 1, 0, 2, 0, 1, 2, 2, 0]), 5)
         images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
         np.savez(tmp_path / "noise.npz", images=images, labels=labels)
-        assert "its labels repeat 5 times in the same order, as in CIFAR-10-C" in Source(
-            str(tmp_path / "noise.npz")
-        ).check()[0]
+        assert (
+            "its labels repeat 5 times in the same order, as in CIFAR-10-C"
+            in Source(str(tmp_path / "noise.npz")).check()[0]
+        )
         np.savez(tmp_path / "in turn.npz", images=images, labels=np.arange(50) % 2)
         assert Source(str(tmp_path / "in turn.npz")).check() == ()
 
@@ -564,7 +568,9 @@ class TestNames:
             Image.fromarray(pixels).save(path)
         np.savez(tmp_path / "numbers.npz", images=images, labels=labels)
         run = trained(tmp_path / "numbers", tmp_path / "run")
-        source = Source.trained_on({}, str(tmp_path / "numbers.npz"), None, classes=library.load(run).classes)
+        source = Source.trained_on(
+            {}, str(tmp_path / "numbers.npz"), None, classes=library.load_classifier(run).classes
+        )
         found = source.load("test")
         assert found.classes[2] == "10"  # in alphabetical order
         assert [found.classes[label] for label in found.labels] == list(map(str, sorted(labels.tolist())))
@@ -598,9 +604,9 @@ def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
     assert Source(str(tmp_path / "list.csv")).check() == (f"{tmp_path / 'list.csv'}: columns not used: Set, width",)
 
 
-def test_a_program_that_asks_wrongly_is_told(tmp_path: Path) -> None:
+def test_a_program_that_asks_wrongly_is_told() -> None:
     images = np.zeros((40, 32, 32, 3), np.uint8)
     assert str(library.inspect_data(images)).startswith("<arrays>: 40 images without labels: 33 for training")
     for arguments in ({"val_size": "x"}, {"val_size": 0}, {"seed": 2.5}):
         with pytest.raises(UsageError, match=f"`{next(iter(arguments))}` is"):
-            library.inspect_data(images, **arguments)  # type: ignore[arg-type]
+            library.inspect_data(images, **arguments)

@@ -587,6 +587,11 @@ class TestNames:
                 f"{tmp_path}: names that look alike are different classes: 'Cat', 'cat'",
             )
 
+    def test_that_are_the_same_number_are_remarked(self, tmp_path: Path) -> None:
+        for i, label in enumerate(("01", "1", "2") * 3):
+            picture(tmp_path / label / f"{i}.png")
+        assert Source(str(tmp_path)).check() == (f"{tmp_path}: names that look alike are different classes: '01', '1'",)
+
     def test_in_two_unicode_forms_are_explained(self, tmp_path: Path) -> None:
         (tmp_path / "list.csv").write_text(
             "path,label,split\n1.png,caf\u00e9,train\n2.png,bar,train\n3.png,cafe\u0301,test\n", encoding="utf-8"

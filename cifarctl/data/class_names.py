@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 
 def lookalikes(names: Collection[str]) -> list[list[str]]:
-    """The groups of names that differ only in case, in spaces around them, or in how Unicode writes a letter."""
+    """The groups of names that differ only in case, spaces around them, leading zeros or how Unicode writes a letter."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_folded(name), []).append(name)
@@ -23,4 +23,5 @@ def hint_at_near(name: str, known: Collection[str], otherwise: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold().strip()
+    folded = unicodedata.normalize("NFKC", name).casefold().strip()
+    return folded.lstrip("0") if folded.isdecimal() else folded

@@ -489,7 +489,9 @@ class TestCopies:
         shutil.copytree(data / "test", data / "val")
         said = self.said(cifarctl, data, tmp_path / "run")
         example = data / "val" / "cat" / "again000.png"
-        assert f"{data}: 2 of 8 val images are copies of training images, for example {example}: the vali" in said
+        assert (
+            f"{data}: 2 of 8 validation images are copies of training images, for example {example}: the vali" in said
+        )
         assert f"{data}: 2 of 8 test images are copies of training images" in said
         assert f"{data}: 6 of 8 test images are copies of validation images" in said
 
@@ -497,7 +499,7 @@ class TestCopies:
         data = make_folder(tmp_path / "data", {"cat": 10, "dog": 10}, {"cat": 3, "dog": 3})
         shutil.copytree(data / "train" / "cat", data / "train" / "lynx")
         shutil.copytree(data / "train" / "dog", data / "val" / "dog")
-        assert f"{data}: 10 of 30 train images are copies of others with another label" in self.said(
+        assert f"{data}: 10 of 30 training images are copies of others with another label" in self.said(
             cifarctl, data, tmp_path / "run"
         )
 

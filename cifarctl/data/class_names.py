@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 
 def lookalikes(names: Collection[str]) -> list[list[str]]:
-    """The groups of names that differ only in case, spaces around them, leading zeros or how Unicode writes a letter."""
+    """The groups of names that differ only in case, outer spaces, leading zeros or how Unicode writes a letter."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_folded(name), []).append(name)

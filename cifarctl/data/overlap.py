@@ -7,6 +7,8 @@ from pathlib import Path
 from cifarctl.data import Split
 from cifarctl.data.dataset import Dataset
 
+_WORDS: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
+
 
 def copies_of_pixels(images: Dataset, others: Dataset) -> list[int]:
     """Which of `images` have exactly the pixels of one of `others`: indices."""
@@ -50,16 +52,15 @@ def remarks_on_copies(name: str, splits: Mapping[Split, Dataset]) -> list[str]:
                 contradictions.append(i)
         first |= of_this
         for where, found in copies.items():
-            effect = "the test metrics are too good" if split == "test" else "the validation metrics are too good"
+            effect = f"the {_WORDS[split]} metrics are too good"
             if where == "val":
                 effect = "the images that choose the best epoch also test it"
-            kind = "training" if where == "train" else "validation"
-            count = f"{len(found):,} of {len(images):,} {split} images"
+            count = f"{len(found):,} of {len(images):,} {_WORDS[split]} images"
             verb = "is a copy" if len(found) == 1 else "are copies"
             example = f", for example {images.paths[found[0]]}" if images.paths else ""
-            remarks.append(f"{name}: {count} {verb} of {kind} images{example}: {effect}")
+            remarks.append(f"{name}: {count} {verb} of {_WORDS[where]} images{example}: {effect}")
         if contradictions:
-            count = f"{len(contradictions):,} of {len(images):,} {split} images"
+            count = f"{len(contradictions):,} of {len(images):,} {_WORDS[split]} images"
             verb = "is a copy of one" if len(contradictions) == 1 else "are copies of others"
             example = f", for example {images.paths[contradictions[0]]}" if images.paths else ""
             remarks.append(f"{name}: {count} {verb} with another label{example}")

@@ -19,6 +19,7 @@ from cifarctl.data.arrays import NAME, Part, labelled
 from cifarctl.data.contents import Contents
 from cifarctl.data.download import install_official
 from cifarctl.data.images import named_image, read_images
+from cifarctl.data.seen import remark_on_seen
 from cifarctl.errors import ArrayError, ChangedDataError, ImageError, UsageError
 from cifarctl.evaluation import (
     AutoencoderReport,
@@ -30,7 +31,7 @@ from cifarctl.evaluation import (
 from cifarctl.hardware import Device, Precision, select_device
 from cifarctl.models.base import Autoencoder, Classifier
 from cifarctl.training.checkpoint import Record
-from cifarctl.training.options import TrainOptions, resumed
+from cifarctl.training.options import TrainOptions, check_values, resumed
 from cifarctl.training.preflight import check_stored_options
 from cifarctl.training.run_dir import RunDir, read_history
 from cifarctl.training.session import Event, Finished, train
@@ -371,8 +372,10 @@ def inspect_data(
     """What training would find in `data`: classes, images per split and class, which splits are drawn, and what is not
     used. No image is decoded. Arguments and errors as for `train_classifier`.
     """
-    folder = Path(data_dir) if data_dir else None
-    source = Source(_name_of(data), val_size, seed, folder=folder, arrays=_arrays_of(data))
+    folder = str(data_dir) if data_dir else None
+    options = TrainOptions("classifier", data=_name_of(data), data_dir=folder, val_size=val_size, seed=seed)
+    check_values(options)
+    source = options.source_of(_arrays_of(data))
     return replace(source.contents(), remarks=source.check())
 
 
@@ -424,6 +427,8 @@ def _chosen(
         name, arrays = (None, None) if data is None else (_name_of(data), _arrays_of(data))
         source = Source.trained_on(info.data, name, folder, arrays, tuple(info.classes))
         source.check_unchanged(info.data, split, allow=allow_changed)
+        if split == "test":
+            remark_on_seen(source, info.data, allow=allow_changed)
         return source, source.load(split)
     classes = info.classes or info.data.get("classes") or None
     images = labelled(data, "test", classes)

@@ -75,7 +75,7 @@ class TestFolder:
 
     def test_a_folder_with_one_class(self, tmp_path: Path) -> None:
         (tmp_path / "train" / "only").mkdir(parents=True)
-        with pytest.raises(DataError, match="1 classes, at least 2"):
+        with pytest.raises(DataError, match="1 class, at least 2"):
             Source(str(tmp_path)).load("train")
 
     def test_no_folder(self, tmp_path: Path) -> None:

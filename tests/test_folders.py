@@ -35,12 +35,12 @@ def picture(path: Path, number: int = 0) -> None:
 
 
 def make_folder(root: Path, train: dict[str, int], test: dict[str, int]) -> Path:
-    """root/{train,test}/CLASS/N.png, so many of each class."""
-    for split, classes in (("train", train), ("test", test)):
+    """root/{train,test}/CLASS/N.png, so many of each class, all different."""
+    for first, split, classes in ((0, "train", train), (1000, "test", test)):
         for label, (name, count) in enumerate(classes.items()):
             (root / split / name).mkdir(parents=True, exist_ok=True)
             for i in range(count):
-                picture(root / split / name / f"{i:03d}.png", label)
+                picture(root / split / name / f"{i:03d}.png", first + label)
     return root
 
 
@@ -108,9 +108,9 @@ class TestBeforeTheFirstStep:
         said = done.err[: done.err.index("Training mlp")].splitlines()
         assert said == [
             f"{data}: 26 images of 2 classes (cat 13, dog 13): 18 for training, 2 for validation (drawn), 6 for test",
-            f"{data}/train: 1 other file ignored: .txt",
-            f"{data}/train: 1 file outside the classes' folders ignored",
-            f"{data}/test: 1 other file ignored: .csv",
+            f"{data}/train: 1 other file ignored: .txt, for example cat/notes.txt",
+            f"{data}/train: 1 file outside the classes' folders ignored, for example 0.png",
+            f"{data}/test: 1 other file ignored: .csv, for example dog/list.csv",
             f"{data}: holdout is not used: train and test are, and validation images are drawn from train",
         ]
 

@@ -325,3 +325,18 @@ class TestTheRecipe:
         anew = cifarctl.train_classifier(tmp_path / "anew", data=data, **TINY, **QUICK)
         gained = cifarctl.train_classifier(tmp_path / "init", data=data, init=trained, **QUICK)
         assert gained.summary["test"]["accuracy"] > anew.summary["test"]["accuracy"] + 0.1
+
+
+def test_images_that_the_weights_were_trained_on_are_no_new_test(
+    cifarctl: Cifarctl, folder: Path, tmp_path: Path
+) -> None:
+    quick = ("--set", "model.widths=24,24,24", "--epochs", 1, "--no-tensorboard")
+    done = cifarctl("train-clf", "--data", folder, *quick, "--out", tmp_path / "first")
+    assert done.code == 0, done.err
+    again = tmp_path / "again"
+    shutil.copytree(folder / "train", again / "test")
+    shutil.copytree(folder / "test", again / "train")
+    done = cifarctl("train-clf", "--data", again, "--init", tmp_path / "first", *quick, "--out", tmp_path / "second")
+    assert done.code == 0, done.err
+    assert f"{tmp_path / 'first'} was trained on 36 of the 40 test images, so the test metrics are too good" in done.err
+    assert "val metrics" not in done.err

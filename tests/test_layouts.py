@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_folders import make_folder, picture
 
@@ -16,7 +18,7 @@ import cifarctl as library
 from cifarctl import weights
 from cifarctl.data import Source
 from cifarctl.data.images import read_images
-from cifarctl.errors import DataError
+from cifarctl.errors import DataError, UsageError
 from cifarctl.training.options import TrainOptions
 from cifarctl.training.session import Finished, train
 
@@ -226,6 +228,7 @@ class TestWithoutTestImages:
         assert (summary["test"], summary["val"]["n"]) == (None, 6)
         none = cifarctl("evaluate", "-m", run)
         assert (none.code, "test: its images have no labels" in none.error) == (1, True)
+        assert "hint: --split val measures on the images that its training held out" in none.err
         assert cifarctl("evaluate", "-m", run, "--split", "val", "--json").json["n"] == 6
         again = cifarctl(*TRAIN, "--data", data, "--out", run, "--overwrite", "--quiet")
         assert again.code == 0
@@ -333,6 +336,45 @@ def an_npz(**arrays: object) -> Spoil:
     return make
 
 
+def a_zip(content: bytes) -> Spoil:
+    def make(root: Path) -> Path:
+        with zipfile.ZipFile(root / "x.npz", "w") as file:
+            for name in ("images", "labels"):
+                file.writestr(name, content)
+        return root / "x.npz"
+
+    return make
+
+
+def an_npy(labels: np.ndarray | None) -> Spoil:
+    def make(root: Path) -> Path:
+        if labels is None:
+            (root / "images.npy").write_text("no array")
+        else:
+            np.save(root / "images.npy", PIXELS)
+            np.savez(root / "labels.npz", labels)
+            (root / "labels.npz").rename(root / "labels.npy")
+        return root / "images.npy"
+
+    return make
+
+
+def of_lying_header(root: Path) -> Path:
+    with (root / "images.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (10**15, 32, 32, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+    np.save(root / "labels.npy", LABELS)
+    return root / "images.npy"
+
+
+def mixed_splits(root: Path) -> Path:
+    for name in ("cat/train", "cat/test", "dog/train", "dog/test"):
+        for i in range(4):
+            picture(root / name / f"{i}.png")
+    picture(root / "cat" / "1.png")
+    return root
+
+
 PIXELS = np.zeros((4, 32, 32, 3), np.uint8)
 LABELS = np.array([0, 1, 0, 1])
 
@@ -353,8 +395,23 @@ LABELS = np.array([0, 1, 0, 1])
         (a_list("path,label"), "list.csv: no images in it"),
         (an_npz(images=PIXELS, labels=LABELS.astype(object)), "x.npz: labels: Python objects (a pickle), which are"),
         (an_npz(images=PIXELS / 255, labels=LABELS), "x.npz: images are float64, not uint8"),
-        (an_npz(images=PIXELS[:, :28], labels=LABELS), "x.npz: all images: uint8 (4, 28, 32, 3), not (N, 3, 32, 32)"),
+        (an_npz(images=PIXELS[..., :2], labels=LABELS), "x.npz: all images: uint8 (4, 32, 32, 2), not (N, 3, 32, 32)"),
+        (an_npz(images=PIXELS[:, :3], labels=LABELS), "x.npz: all images: uint8 (4, 3, 32, 3), not (N, 3, 32, 32)"),
         (an_npz(images=PIXELS, labels=LABELS[:3]), "x.npz: all: 4 images and 3 labels"),
+        (
+            an_npz(images=PIXELS, labels=LABELS * 2**62),
+            "x.npz: labels up to 4611686018427387904, but they count classes",
+        ),
+        (an_npz(images=PIXELS, labels=np.eye(2)[LABELS]), "x.npz: labels are float64 (4, 2), not integers (N,)"),
+        (an_npz(images=PIXELS, labels=LABELS, classes=np.array(["", "a"])), "x.npz: a class has no name"),
+        (a_zip(b"no array"), "x.npz: images: no array"),
+        (an_npy(np.zeros(2)), "labels.npy: an .npz file; name it so"),
+        (an_npy(None), "images.npy: neither an .npz nor an .npy file"),
+        (of_lying_header, "images.npy: cannot be read ("),
+        (a_list("path,label,label", "1.png,a,b"), "list.csv, line 1: two columns are named label"),
+        (a_list("", "path,label", "1.png,a", "3.png,b"), "list.csv, line 4: {root}/3.png: no such file"),
+        (a_list("path,label,split", "1.png,a,val", "2.png,b,test"), "list.csv: no image is for train"),
+        (mixed_splits, "/cat: holds folders named as splits, so it is not known which images are for test"),
         (an_npz(images=PIXELS, labels=LABELS / 2), "x.npz: labels are float64 (4,), not integers"),
         (an_npz(images=PIXELS, labels=LABELS * 2), "x.npz: no images of '1' to train on"),
         (
@@ -414,3 +471,149 @@ class TestNamesOfFiles:
 
     def test_images_without_files_have_none(self) -> None:
         assert Source("synthetic").load("val").paths is None
+
+
+class TestCopies:
+    """The same picture in training and in test: its metrics are too good, and that is said."""
+
+    def said(self, cifarctl: Cifarctl, data: Path, out: Path) -> str:
+        done = cifarctl(*TRAIN, "--data", data, "--out", out)
+        assert done.code == 0, done.err
+        return done.err
+
+    def test_of_training_images_that_are_held_out_are_counted(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        data = make_folder(tmp_path / "data", {"cat": 10, "dog": 10}, {"cat": 3, "dog": 3})
+        assert "cop" not in self.said(cifarctl, data, tmp_path / "clean")
+        for each in ("000", "001"):
+            shutil.copy(data / "train" / "cat" / f"{each}.png", data / "test" / "cat" / f"again{each}.png")
+        shutil.copytree(data / "test", data / "val")
+        said = self.said(cifarctl, data, tmp_path / "run")
+        example = data / "val" / "cat" / "again000.png"
+        assert (
+            f"{data}: 2 of 8 validation images are copies of training images, for example {example}: the vali" in said
+        )
+        assert f"{data}: 2 of 8 test images are copies of training images" in said
+        assert f"{data}: 6 of 8 test images are copies of validation images" in said
+
+    def test_with_another_label_are_counted(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        data = make_folder(tmp_path / "data", {"cat": 10, "dog": 10}, {"cat": 3, "dog": 3})
+        shutil.copytree(data / "train" / "cat", data / "train" / "lynx")
+        shutil.copytree(data / "train" / "dog", data / "val" / "dog")
+        assert f"{data}: 10 of 30 training images are copies of others with another label" in self.said(
+            cifarctl, data, tmp_path / "run"
+        )
+
+    def test_of_what_the_model_was_trained_on_are_counted_wherever_they_lie(
+        self, cifarctl: Cifarctl, pictures: Path, tmp_path: Path
+    ) -> None:
+        run = trained(pictures / "classes", tmp_path / "run")
+        more = shutil.copytree(pictures / "classes", tmp_path / "more")
+        picture(more / "cat" / "new.png")
+        done = cifarctl("evaluate", "-m", run, "--data", more)
+        assert "54 of 61 images are copies of those that the model was trained with" in done.err
+        done = cifarctl("evaluate", "-m", run, "--data", pictures / "list.csv")
+        assert "54 of 60 images are copies of those that the model was trained with" in done.err
+        seen = Source.trained_on(weights.read_info(run / "model.safetensors").data, None, None).load("train").paths
+        for path in (Path(path) for path in seen or ()):
+            target = tmp_path / "seen" / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+        refused = cifarctl("evaluate", "-m", run, "--data", tmp_path / "seen")
+        assert (refused.code, "so they are no test" in refused.error) == (1, True)
+        with pytest.raises(DataError, match="so they are no test"):
+            library.evaluate(library.load_classifier(run), data=tmp_path / "seen")
+        assert cifarctl("evaluate", "-m", run, "--data", tmp_path / "seen", "--allow-changed-data").code == 0
+
+    def test_severities_of_one_picture_are_remarked(self, tmp_path: Path) -> None:
+        labels = np.tile(np.array([0, 1, 1, 0, 2, 0, 1, 2, 2, 0]), 5)
+        images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), np.uint8)
+        np.savez(tmp_path / "noise.npz", images=images, labels=labels)
+        assert (
+            "its labels repeat 5 times in the same order, as in CIFAR-10-C"
+            in Source(str(tmp_path / "noise.npz")).check()[0]
+        )
+        np.savez(tmp_path / "in turn.npz", images=images, labels=np.arange(50) % 2)
+        assert Source(str(tmp_path / "in turn.npz")).check() == ()
+
+
+class TestArraysOfAnySize:
+    @pytest.mark.parametrize(
+        ("shape", "says"),
+        [
+            ((20, 28, 28), "grey, read as RGB; 28×28 pixels, resized to 32×32"),
+            ((20, 1, 28, 28), "grey, read as RGB; 28×28 pixels, resized to 32×32"),
+            ((20, 32, 32, 1), "grey, read as RGB"),
+            ((20, 3, 48, 64), "64×48 pixels, resized to 32×32"),
+            ((20, 48, 64, 3), "64×48 pixels, resized to 32×32"),
+        ],
+    )
+    def test_are_resized_as_files_are(self, tmp_path: Path, shape: tuple[int, ...], says: str) -> None:
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        path = tmp_path / "x.npz"
+        np.savez(path, images=images, labels=np.arange(20) // 10)
+        source = Source(str(path))
+        assert source.check() == (f"{path}: images: {says}",)
+        pixels = images[0].transpose(1, 2, 0) if shape[1] in (1, 3) else images[0]
+        Image.fromarray(pixels.squeeze()).save(tmp_path / "first.png")
+        (_, expected), *_ = read_images([tmp_path / "first.png"])
+        found = replace(source, only_measured=True).load("test").images[0]
+        assert np.array_equal(found.numpy(), expected)  # type: ignore[arg-type]
+
+
+class TestNames:
+    def test_of_classes_that_are_numbers_are_matched_as_numbers(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8)
+        labels = np.arange(48) % 12
+        for i, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            path = tmp_path / "numbers" / str(label) / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        np.savez(tmp_path / "numbers.npz", images=images, labels=labels)
+        run = trained(tmp_path / "numbers", tmp_path / "run")
+        source = Source.trained_on(
+            {}, str(tmp_path / "numbers.npz"), None, classes=library.load_classifier(run).classes
+        )
+        found = source.load("test")
+        assert found.classes[2] == "10"  # in alphabetical order
+        assert [found.classes[label] for label in found.labels] == list(map(str, sorted(labels.tolist())))
+        np.savez(tmp_path / "more.npz", images=images, labels=np.arange(48) % 13)
+        refused = cifarctl("evaluate", "-m", run, "--data", tmp_path / "more.npz")
+        assert (refused.code, "label 12 is not among the model's classes" in refused.error) == (1, True)
+
+    def test_that_look_alike_are_remarked(self, tmp_path: Path) -> None:
+        for name in ("Cat", "cat", "dog"):
+            for i in range(4):
+                picture(tmp_path / name / f"{i}.png")
+        if len(list(tmp_path.iterdir())) == 3:  # the file system tells upper case from lower case
+            assert Source(str(tmp_path)).check() == (
+                f"{tmp_path}: names that look alike are different classes: 'Cat', 'cat'",
+            )
+
+    def test_that_are_the_same_number_are_remarked(self, tmp_path: Path) -> None:
+        for i, label in enumerate(("01", "1", "2") * 3):
+            picture(tmp_path / label / f"{i}.png")
+        assert Source(str(tmp_path)).check() == (f"{tmp_path}: names that look alike are different classes: '01', '1'",)
+
+    def test_in_two_unicode_forms_are_explained(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text(
+            "path,label,split\n1.png,caf\u00e9,train\n2.png,bar,train\n3.png,cafe\u0301,test\n", encoding="utf-8"
+        )
+        with pytest.raises(DataError, match="is no class of the training images") as caught:
+            Source(str(tmp_path / "list.csv")).check()
+        assert caught.value.hint == "the names look the same, but Unicode writes them 'cafe\\u0301' and 'caf\\xe9'"
+
+
+def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
+    for i in range(8):
+        picture(tmp_path / f"{i}.png")
+    rows = [f"{i}.png,{'ab'[i % 2]},train,8" for i in range(8)]
+    (tmp_path / "list.csv").write_text("\n".join(["", "path,label,Set,width", *rows]))
+    assert Source(str(tmp_path / "list.csv")).check() == (f"{tmp_path / 'list.csv'}: columns not used: Set, width",)
+
+
+def test_a_program_that_asks_wrongly_is_told() -> None:
+    images = np.zeros((40, 32, 32, 3), np.uint8)
+    assert str(library.inspect_data(images)).startswith("<arrays>: 40 images without labels: 33 for training")
+    for arguments in ({"val_size": "x"}, {"val_size": 0}, {"seed": 2.5}):
+        with pytest.raises(UsageError, match=f"`{next(iter(arguments))}` is"):
+            library.inspect_data(images, **arguments)

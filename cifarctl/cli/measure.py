@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarctl.distributed import ALONE, Ranks
-from cifarctl.errors import ChangedDataError, UsageError
+from cifarctl.errors import ChangedDataError, DataError, UsageError
 from cifarctl.progress import OnEvent, Progress, ignore
 
 if TYPE_CHECKING:
@@ -41,12 +41,23 @@ class ModelOnData:
         ChangedDataError if `split` would hold other images than in training, unless `allow_changed`, and DataError on a
         folder of other classes.
         """
+        from cifarctl.data.seen import remark_on_seen
         from cifarctl.evaluation import require_classes
 
         if self.info.kind == "classifier" and (found := self.source.known_classes):
             require_classes(self.info.classes, found, self.path)
+        seen = None
+        is_own = not self.source.only_measured
+        if split == "test" and is_own and not self.source.has("test") and self.source.has("val"):
+            try:
+                self.source.remarks(split)
+            except DataError as error:
+                error.hint = "`split` val measures on the images that its training held out for validation"
+                raise
         try:
             remark = self.source.check_unchanged(self.info.data, split, allow=allow_changed)
+            if split == "test":
+                seen = remark_on_seen(self.source, self.info.data, allow=allow_changed)
         except ChangedDataError as error:
             if not allow_changed:
                 error.hint = f"--allow-changed-data measures on {split} all the same"
@@ -57,7 +68,7 @@ class ModelOnData:
             remark = remark or (pca if of_train else None)
         is_new = self.source.is_path and self.source.only_measured
         contents = [str(self.source.contents())] if is_new else []
-        return [*contents, *self.source.remarks(split), *filter(None, [remark])]
+        return [*contents, *self.source.remarks(split), *filter(None, [remark, seen])]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifarctl.data.array_images import to_rgb
 from cifarctl.data.arrays import labelled
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import listed
@@ -24,10 +26,27 @@ _ROLES = {
     **dict.fromkeys(("images", "image", "data", "x"), "images"),
     **dict.fromkeys(("labels", "label", "targets", "y"), "labels"),
 }
+# No label without a name is larger: as many names would fill the memory.
+_MOST_CLASSES = 100_000
+# In each file of CIFAR-10-C, the test images follow one another in five severities of one corruption.
+_SEVERITIES = 5
 _CLASSES = ("classes", "class_names", "label_names")
 _EXPECTED = (
     "expected images and labels, or x_train, y_train, x_test and y_test: np.savez(FILE, images=…, labels=…), uint8 "
-    "(N, 32, 32, 3) or (N, 3, 32, 32), and integers (N,)"
+    "(N, H, W, 3), (N, 3, H, W) or, grey, (N, H, W), and integers (N,)"
+)
+
+# What reading a damaged file raises; NotImplementedError is an unknown compression, RuntimeError a password.
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -50,6 +69,10 @@ class ArrayFile(DataKind):
         """Whether `name` has the suffix of such a file and is no folder."""
         return Path(name).suffix.lower() in (".npz", ".npy") and not Path(name).is_dir()
 
+    def __init__(self, name: str, *, seed: int = 0, data_dir: Path | None = None) -> None:
+        super().__init__(name, seed=seed, data_dir=data_dir)
+        self._changes: dict[Stored, str] = {}
+
     def stored(self) -> tuple[Stored, ...]:
         """The splits that the file names."""
         return tuple(self._datasets)
@@ -70,10 +93,21 @@ class ArrayFile(DataKind):
         """Whether the file names its classes."""
         return bool(self._named.classes)
 
+    def remarks(self, split: Stored) -> list[str]:
+        """What was done to the images of the split, if anything."""
+        self.read(split)
+        return [f"{self.name}: {_name(split)}images: {self._changes[split]}"] if split in self._changes else []
+
     def unused(self) -> list[str]:
         """A remark on arrays that are not used."""
         names = self._named.unused
-        return [f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used"] if names else []
+        remarks = [f"{self.name}: {listed(names)} {'are' if len(names) > 1 else 'is'} not used"] if names else []
+        if "all" in self._named.parts and _repeats(self._named.parts["all"]["labels"]):
+            remarks.append(
+                f"{self.name}: its labels repeat {_SEVERITIES} times in the same order, as in CIFAR-10-C. If these are "
+                "the same pictures, some are in training and in test, and the metrics are too good"
+            )
+        return remarks
 
     def describe(self) -> dict[str, Any]:
         """The digests of the arrays' contents."""
@@ -93,6 +127,8 @@ class ArrayFile(DataKind):
         named = self._named
         labels = {split: _checked_labels(part["labels"], self.name, split) for split, part in named.parts.items()}
         count = 1 + max(int(each.max(initial=0)) for each in labels.values())
+        if count > _MOST_CLASSES and not named.classes:
+            raise DataError(f"{self.name}: labels up to {count - 1}, but they count classes from 0", hint=_EXPECTED)
         classes = named.classes or tuple(str(label) for label in range(count))
         found: dict[Stored, Dataset] = {}
         for split, part in named.parts.items():
@@ -100,13 +136,24 @@ class ArrayFile(DataKind):
                 raise DataError(
                     f"{self.name}: {_name(split)}images are {part['images'].dtype}, not uint8", hint=_EXPECTED
                 )
+            images, change = to_rgb(part["images"])
+            if change:
+                self._changes[split] = change
             try:
-                dataset = labelled((part["images"], labels[split]), _name(split).strip() or "all", classes)
+                dataset = labelled((images, labels[split]), _name(split).strip() or "all", classes)
             except ArrayError as error:
-                raise DataError(f"{self.name}: {error}", hint=error.hint or _EXPECTED) from None
+                raise DataError(f"{self.name}: {error}", hint=_EXPECTED) from None
             # As folders have them, so that the same images are the same data set.
             found[split] = dataset.take(torch.argsort(dataset.labels, stable=True))
         return found
+
+
+def _repeats(labels: NDArray[Any]) -> bool:
+    """Whether the labels are a block of them several times, but not all classes in turn again and again."""
+    blocks = labels.reshape(_SEVERITIES, -1) if len(labels) % _SEVERITIES == 0 else labels[None]
+    classes = len(np.unique(labels))
+    is_in_turn = (labels[classes:] == labels[:-classes]).all()
+    return len(blocks) > 1 and blocks.shape[1] > 1 and bool((blocks == blocks[0]).all()) and not is_in_turn
 
 
 def _name(split: Stored) -> str:
@@ -118,7 +165,13 @@ def _checked_labels(labels: NDArray[Any], name: str, split: Stored) -> NDArray[A
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DataError(f"{name}: {_name(split)}labels are {labels.dtype} {labels.shape}, not integers", hint=_EXPECTED)
+        hint = _EXPECTED
+        if labels.ndim == 2 and labels.dtype.kind in "biuf" and labels.shape[1] > 1:
+            hint = "of one-hot rows, labels.argmax(1) makes integers"
+        elif labels.ndim == 1 and labels.dtype.kind in "US":
+            hint = "of names, classes, labels = np.unique(labels, return_inverse=True) makes integers; save both"
+        kind = f"{labels.dtype} {labels.shape}"
+        raise DataError(f"{name}: {_name(split)}labels are {kind}, not integers (N,)", hint=hint)
     return labels
 
 
@@ -172,11 +225,15 @@ def _npy(path: Path) -> _Named:
         raise DataError(f"{path}: {images.dtype} {images.shape}, no images", hint="name the file of the images")
     if labels is None:
         raise DataError(
-            f"{path}: no labels beside it", hint=f"expected one of: {listed([each.name for each in candidates])}"
+            f"{path}: no labels beside it",
+            hint=f"expected one of: {listed(list(dict.fromkeys(each.name for each in candidates)))}",
         )
     names = path.with_name("classes.npy")
     classes = _class_names(_load(names), names) if names.is_file() else ()
-    return _Named({"all": {"images": images, "labels": _load(labels)}}, classes)
+    numbers = _load(labels)
+    if not isinstance(numbers, np.ndarray):
+        raise DataError(f"{labels}: an .npz file; name it so")
+    return _Named({"all": {"images": images, "labels": numbers}}, classes)
 
 
 def _label_files(name: str) -> list[str]:
@@ -188,18 +245,26 @@ def _label_files(name: str) -> list[str]:
 
 def _load(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():  # a FIFO could block forever
+            raise DataError(f"{path}: not a regular file")
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start and not start.startswith((b"PK", np.lib.format.MAGIC_PREFIX)):
+            raise DataError(f"{path}: neither an .npz nor an .npy file", hint=_EXPECTED)
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise _unreadable(path, error) from None
 
 
 def _array(loaded: Any, name: str, path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = loaded[name]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, MemoryError) as error:
+        array = loaded[name]
+    except (KeyError, *_DAMAGED) as error:
         raise _unreadable(Path(f"{path}: {name}"), error) from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: {name}: no array", hint=_EXPECTED)
     return array
 
 
@@ -217,6 +282,8 @@ def _class_names(array: Any, path: Path) -> tuple[str, ...]:
         names = tuple(each.decode() if isinstance(each, bytes) else str(each) for each in array.tolist())
     except UnicodeDecodeError:
         raise DataError(f"{path}: names of classes that are not UTF-8") from None
+    if not all(map(str.strip, names)):
+        raise DataError(f"{path}: a class has no name")
     if len(set(names)) < len(names):
         raise DataError(f"{path}: two classes have the same name")
     return names

@@ -29,12 +29,15 @@ class Contents:
     def __str__(self) -> str:
         """In one line, for example "pets: 60 images of 2 classes (cat 40, dog 20): 48 for training, …"."""
         totals = [sum(each) for each in zip(*self.counts.values(), strict=True)]
-        if len(self.classes) <= _CLASSES_SHOWN:
+        of_classes = f"of {len(self.classes)} class{'es' if len(self.classes) > 1 else ''}"
+        if not self.classes:
+            of_classes, classes = "without labels", ""
+        elif len(self.classes) <= _CLASSES_SHOWN:
             classes = ", ".join(f"{name} {total:,}" for name, total in zip(self.classes, totals, strict=True))
         else:
             low, high = min(totals), max(totals)
             classes = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
-        found = f"{self.name}: {sum(totals):,} images of {len(self.classes)} classes ({classes})"
+        found = f"{self.name}: {sum(totals):,} images {of_classes}{f' ({classes})' if classes else ''}"
         if self.is_whole:
             return f"{found}: all are measured, since they are in no splits"
         splits = [

@@ -71,6 +71,10 @@ class ImageFolder(DataKind):
         """The split's labels, int64 (N,)."""
         return torch.tensor([label for _, label in self.listing(split).files])
 
+    def files(self, split: Stored) -> list[Path]:
+        """The split's image files."""
+        return [path for path, _ in self.listing(split).files]
+
     def known_classes(self) -> tuple[str, ...]:
         """The names of the classes."""
         return self.classes

@@ -238,17 +238,19 @@ class ImageFiles:
     Names that start with a dot and `__MACOSX` are skipped. Links to folders are followed once each, after all else.
     A folder that cannot be listed is yielded itself, so that reading it gives the error.
 
-    ignored: the number of other files, by suffix in lower case. empty: the given folders without images.
-    Both are complete when the iteration has ended.
+    ignored: the number of other files, by suffix in lower case. example: the first of them. empty: the given folders
+    without images. All are complete when the iteration has ended.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = paths
         self.ignored: Counter[str] = Counter()
+        self.example: Path | None = None
         self.empty: list[Path] = []
 
     def __iter__(self) -> Iterator[Path]:
         self.ignored.clear()
+        self.example = None
         self.empty.clear()
         for path in self._paths:
             if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises on names that are too long)
@@ -295,6 +297,7 @@ class ImageFiles:
                     yield Path(entry.path)
                 else:
                     self.ignored[suffix] += 1
+                    self.example = self.example or Path(entry.path)
             folders += reversed(subfolders)
 
 

@@ -44,6 +44,10 @@ class DataKind(ABC):
         """The labels of the split, int64 (N,), if they are known without reading images."""
         return None
 
+    def files(self, split: Stored) -> list[Path] | None:  # noqa: ARG002
+        """The image files of the split, in the order of its images, if each has one."""
+        return None
+
     def missing(self, split: str) -> DataError:
         """The error if a split is needed that is not there."""
         return DataError(f"{self.name}: it has no split {split}")

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,13 +31,23 @@ class Row:
     split: Stored | None
 
 
-def read_label_list(path: Path, splits: Mapping[str, Stored] | None = None, *, needs_labels: bool = True) -> list[Row]:
-    """The rows of the list at `path`: UTF-8, with a header, between commas, semicolons or tabs.
+@dataclass(frozen=True)
+class LabelList:
+    """The rows of a list, and the names of the columns that are not used."""
+
+    rows: list[Row] = field(default_factory=list)
+    unused: tuple[str, ...] = ()
+
+
+def read_label_list(path: Path, splits: Mapping[str, Stored] | None = None, *, needs_labels: bool = True) -> LabelList:
+    """The list at `path`: UTF-8, with a header, between commas, semicolons or tabs.
 
     splits: the names in a column `split`, which is not read if this is None. needs_labels: whether a list without a
     column of labels is an error; if not, it has no rows. Raises DataError, which names the line.
     """
     try:
+        if path.exists() and not path.is_file():  # a FIFO could block forever
+            raise DataError(f"{path}: not a regular file")
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -45,26 +55,34 @@ def read_label_list(path: Path, splits: Mapping[str, Stored] | None = None, *, n
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8", hint="save it as CSV in UTF-8") from None
-    header = text.partition("\n")[0].strip()
+    lines = text.splitlines(keepends=True)
+    blank = next((i for i, line in enumerate(lines) if line.strip()), 0)  # lines before the header
+    header = lines[blank].strip() if lines else ""
     delimiter = next((each for each in ",;\t" if each in header), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader = csv.reader(
+        io.StringIO("".join(lines[blank:]), newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     rows: list[Row] = []
     try:
-        names = [name.strip().lower() for name in next(reader, [])]
+        given = [name.strip() for name in next(reader, [])]
+        names = [name.lower() for name in given]
         columns = {name: _column(names, known) for name, known in _COLUMNS.items()}
         if columns["path"] is None or columns["label"] is None:
             if not needs_labels:
-                return []
+                return LabelList()
             lacks = "paths" if columns["path"] is None else "labels"
-            raise DataError(f"{path}, line 1: no column of {lacks} in {header[:80]!r}", hint=_EXPECTED)
+            raise DataError(f"{path}, line {blank + 1}: no column of {lacks} in {header[:80]!r}", hint=_EXPECTED)
+        used = {column for name, column in columns.items() if name != "split" or splits is not None}
+        if twice := next((name for i, name in enumerate(names) if i in used and names.count(name) > 1), None):
+            raise DataError(f"{path}, line {blank + 1}: two columns are named {twice}", hint="rename one of them")
         for values in reader:
             if any(value.strip() for value in values):
-                rows.append(_row(path, reader.line_num, values, len(names), columns, splits))
+                rows.append(_row(path, blank + reader.line_num, values, len(names), columns, splits))
     except csv.Error as error:
-        _fail(path, reader.line_num, str(error))
+        _fail(path, blank + reader.line_num, str(error))
     if not rows:
         raise DataError(f"{path}: no images in it", hint=_EXPECTED)
-    return rows
+    return LabelList(rows, tuple(name for i, name in enumerate(given) if name and i not in used))
 
 
 def find_listed(rows: list[Row], path: Path, folder: Path) -> list[Path]:
@@ -92,7 +110,11 @@ def find_listed(rows: list[Row], path: Path, folder: Path) -> list[Path]:
             path,
             missing[0].line,
             f"{folder / missing[0].path}: no such file{more}",
-            hint="paths are relative to the list" if folder == path.parent else None,
+            hint="folders in a path are separated by /, not \\"
+            if "\\" in missing[0].path and os.sep == "/"
+            else "paths are relative to the list"
+            if folder == path.parent
+            else None,
         )
     return found
 

@@ -12,11 +12,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import cast, get_args
 
+from cifarctl.data.class_names import hint_at_near
 from cifarctl.data.fingerprint import listed
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
 from cifarctl.data.images import ImageFiles, find_images
 from cifarctl.data.kind import Stored
-from cifarctl.data.label_list import Row, find_listed, read_label_list
+from cifarctl.data.label_list import LabelList, Row, find_listed, read_label_list
 from cifarctl.errors import DataError
 
 # The names of splits, in lower case.
@@ -67,8 +68,12 @@ def find_layout(root: Path) -> Layout:
     if root.suffix.lower() == ".csv" and not root.is_dir():
         return _label_list(root)
     if not root.is_dir():
+        if root.exists():
+            raise DataError(
+                f"{root}: not a folder", hint="`data` takes files too: a list of images (.csv), or arrays (.npz, .npy)"
+            )
         raise DataError(
-            f"{root}: no such folder" if not os.path.lexists(root) else f"{root}: not a folder",
+            f"{root}: {'not a folder' if os.path.lexists(root) else 'no such folder'}",
             hint="`data` takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
         )
     found = _split_folders(root)
@@ -78,7 +83,7 @@ def find_layout(root: Path) -> Layout:
 def missing_split(root: Path, split: str) -> DataError:
     """The error if `split` is needed and there is none."""
     if not root.is_dir():
-        return DataError(f"{root}: no image is for {split}", hint="a column `split` says train, val or test")
+        return DataError(f"{root}: no image is for {split}", hint="a column named split says train, val or test")
     if folder := _split_folders(root).get(cast("Stored", split)):
         return DataError(f"{folder}: its images have no labels", hint=f"{EXPECTED}, or a list of labels beside it")
     folder = root / split
@@ -121,7 +126,10 @@ def _folders_of_splits(root: Path, folders: Mapping[Stored, Path]) -> Layout:
     known = [folders["train"]] if "train" in folders else folders.values()
     classes = tuple(sorted({name for folder in known for name in _subfolders(folder)[0]}))
     if "train" in folders and len(classes) < 2:
-        raise DataError(f"{folders['train']}: {len(classes)} classes, at least 2 are needed", hint=EXPECTED)
+        raise DataError(
+            f"{folders['train']}: {len(classes)} class{'' if len(classes) == 1 else 'es'}, at least 2 are needed",
+            hint=EXPECTED,
+        )
     splits: dict[Stored, Callable[[], Listing]] = {
         split: partial(_folders_of_classes, folder, classes, folders.get("train", folder))
         for split, folder in folders.items()
@@ -154,9 +162,10 @@ def _labelled_folders(root: Path, folders: Mapping[Stored, Path]) -> Layout:
     rows: dict[Stored, list[Row]] = {}
     unused = _unused(root, folders)
     for split, folder in folders.items():
-        found = read_label_list(lists[split], needs_labels=split == "train") if split in lists else []
-        if found:
-            rows[split] = found
+        found = read_label_list(lists[split], needs_labels=split == "train") if split in lists else LabelList()
+        if found.rows:
+            rows[split] = found.rows
+            unused += _columns_unused(lists[split], found)
         elif not (images := _images(folder)):
             unused.append(f"{folder}: ignored, since it has no images directly in it")
         else:
@@ -169,9 +178,14 @@ def _label_list(path: Path) -> Layout:
     """A CSV file with the columns path, label and, perhaps, split."""
     rows: dict[Stored, list[Row]] = {}
     given = read_label_list(path, splits=SPLIT_NAMES)
-    for row in given:
+    for row in given.rows:
         rows.setdefault(row.split or "all", []).append(row)
-    return _of_rows(rows, dict.fromkeys(rows, path.parent), dict.fromkeys(rows, path), [])
+    return _of_rows(rows, dict.fromkeys(rows, path.parent), dict.fromkeys(rows, path), _columns_unused(path, given))
+
+
+def _columns_unused(path: Path, given: LabelList) -> list[str]:
+    names = given.unused
+    return [f"{path}: column{'s' if len(names) > 1 else ''} not used: {listed(names)}"] if names else []
 
 
 def _of_rows(
@@ -188,10 +202,9 @@ def _of_rows(
         for row in each:
             origins.setdefault(row.label, f"{lists[split]}, line {row.line}")
             if row.label not in labels:
-                near = get_close_matches(row.label, labels, 1)
                 raise DataError(
                     f"{origins[row.label]}: {row.label!r} is no class of the training images",
-                    hint=f"did you mean {near[0]}?" if near else f"they are: {listed(list(labels))}",
+                    hint=hint_at_near(row.label, labels, f"they are: {listed(list(labels))}"),
                 )
     splits: dict[Stored, Callable[[], Listing]] = {}
     for path in dict.fromkeys(lists[split] for split in rows):  # at once, to notice an image that is in two splits
@@ -235,6 +248,12 @@ def _class_folders(root: Path, _: Mapping[Stored, Path]) -> Layout:
                 hint=f"did you mean {root / classes[0]}?" if len(inner) == 1 else EXPECTED,
             )
         )
+    splits = [{SPLIT_NAMES.get(each.lower()) for each in names} - {None} for names in inner]
+    if mixed := next((name for name, found in zip(classes, splits, strict=True) if len(found) > 1), None):
+        raise DataError(
+            f"{root / mixed}: holds folders named as splits, so it is not known which images are for test",
+            hint=EXPECTED,
+        )
     return Layout(tuple(classes), {"all": partial(_folders_of_classes, root, tuple(classes), root)})
 
 
@@ -250,10 +269,9 @@ def _folders_of_classes(folder: Path, classes: tuple[str, ...], reference: Path)
     """The images under folder/CLASS. reference: the folder that has the classes; there, each must have images."""
     names, loose = _subfolders(folder)
     if unknown := [name for name in names if name not in classes]:
-        near = get_close_matches(unknown[0], classes, 1)
         raise DataError(
             f"{folder}: not among the classes in {reference}: {listed([repr(name) for name in unknown])}",
-            hint=f"did you mean {near[0]}?" if near else "each folder there must have one of its name in train",
+            hint=hint_at_near(unknown[0], classes, "each folder there must have one of its name in train"),
         )
     files: list[tuple[Path, int]] = []
     ignored, absent = ImageFiles([]), []
@@ -261,6 +279,7 @@ def _folders_of_classes(folder: Path, classes: tuple[str, ...], reference: Path)
         search = find_images(folder / name) if name in names else ImageFiles([])
         found = [(path, label) for path in search]
         ignored.ignored += search.ignored
+        ignored.example = ignored.example or search.example
         if not found and folder == reference and name in names:
             also = f" ({text})" if (text := search.describe_ignored()) else ""
             raise DataError(
@@ -273,11 +292,17 @@ def _folders_of_classes(folder: Path, classes: tuple[str, ...], reference: Path)
             absent.append(name)
         files += found
     if not files:
-        raise DataError(f"{folder}: no images in it", hint=EXPECTED)
-    remarks = [ignored.describe_ignored(), _counted(loose, "outside the classes' folders ignored")]
+        also = f" ({listed(loose)} outside the classes' folders)" if loose else ""
+        raise DataError(f"{folder}: no images in it{also}", hint=EXPECTED)
+    remarks = []
+    if ignored.example:
+        remarks.append(f"{ignored.describe_ignored()}, for example {ignored.example.relative_to(folder)}")
+    if loose:
+        count = f"{len(loose):,} file{'s' if len(loose) > 1 else ''} outside the classes' folders"
+        remarks.append(f"{count} ignored, for example {loose[0]}")
     if absent:
         remarks.append(f"no images of {listed(absent)}")
-    return Listing(folder, files, [f"{folder}: {remark}" for remark in remarks if remark])
+    return Listing(folder, files, [f"{folder}: {remark}" for remark in remarks])
 
 
 def _unused(root: Path, folders: Mapping[Stored, Path]) -> list[str]:
@@ -307,15 +332,11 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def _subfolders(folder: Path) -> tuple[list[str], int]:
-    """The sorted names of the folders in `folder`, and the number of files beside them, both without hidden ones."""
+def _subfolders(folder: Path) -> tuple[list[str], list[str]]:
+    """The sorted names of the folders in `folder`, and of the files beside them, both without hidden ones."""
     entries = _visible(folder)
     try:
         names = [each.name for each in entries if each.is_dir()]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    return names, len(entries) - len(names)
-
-
-def _counted(count: int, text: str) -> str:
-    return f"{count:,} file{'s' if count > 1 else ''} {text}" if count else ""
+    return names, sorted({each.name for each in entries}.difference(names))

@@ -50,6 +50,15 @@ def to_array(opened: ImageFile) -> NDArray[np.uint8]:
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def resize(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (N, H, W, 3), RGB, or (N, H, W), grey -> uint8 (N, 3, 32, 32), as image files of this size are resized."""
+    resized = np.empty((len(images), 3, SIDE, SIDE), np.uint8)
+    for i, pixels in enumerate(images):
+        image = _reduced(Image.fromarray(np.ascontiguousarray(pixels)), None)
+        resized[i] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC).convert("RGB")).transpose(2, 0, 1)
+    return resized
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 if it cannot be read: damaged metadata is no error."""
     try:

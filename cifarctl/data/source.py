@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from torch import Tensor
 from cifarctl.data import Split
 from cifarctl.data.array_file import ArrayFile
 from cifarctl.data.arrays import ArrayData, Arrays
+from cifarctl.data.class_names import hint_at_near, lookalikes
 from cifarctl.data.contents import SPLITS, Contents
 from cifarctl.data.data_file import DownloadedArchive
 from cifarctl.data.dataset import Dataset
@@ -106,6 +106,10 @@ class Source:
         self._indices("train")
         if self.is_path:
             self._check_classes()
+            remarks += [
+                f"{self.name}: names that look alike are different classes: {listed([repr(name) for name in group])}"
+                for group in lookalikes(self._names)
+            ]
         remarks += self._kind.unused()
         if not self.has("test"):
             remarks.append(f"{self.name}: no test split, so the validation images are measured at the end of training")
@@ -121,6 +125,8 @@ class Source:
         remarks = self._kind.remarks(stored)
         names = (self.known_classes or ()) if self.is_path else ()
         if names and names != self._names and not self._kind.has_names():
+            if all(name.isdecimal() for name in names):
+                return remarks
             return [*remarks, f"{self.name}: its labels have no names, so label 0 is taken as {names[0]}, and so on"]
         absent = [name for name in names if name not in self._names]
         return [*remarks, f"{self.name}: no images of {listed(absent)}"] if absent else remarks
@@ -142,12 +148,13 @@ class Source:
     def load(self, split: Split) -> Dataset:
         """Read one split. Raises DataError if it is missing or damaged, UsageError on an impossible `val_size`."""
         dataset = self._read(self._stored_split(split))
-        _, indices = self._indices(split)
-        if split == "train" and self.limit is not None:
-            indices = torch.arange(len(dataset)) if indices is None else indices
-            order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(self.seed))
-            indices = indices[order[: self.limit]]
+        indices = self._limited(split)
         return self._renumbered(dataset if indices is None else dataset.take(indices))
+
+    def files(self, split: Split) -> list[Path] | None:
+        """The image files of the split, in the order of `load`, which are not read; None if images have no files."""
+        files, indices = self._kind.files(self._stored_split(split)), self._limited(split)
+        return files if files is None or indices is None else [files[i] for i in indices.tolist()]
 
     def describe(self) -> dict[str, Any]:
         """What a weights file says of the data it was trained on: enough to draw the same splits again, and to notice
@@ -163,6 +170,8 @@ class Source:
         """How the images that `split` is taken from differ from those of `description`, one of `describe`'s, in words;
         empty if they are the same, None if that cannot be known: it is another data set, or an early description.
         """
+        if self._is_whole and "all" not in _digests(description):
+            return None  # other images for a test, of which the description says nothing
         return describe_changes(description, {"name": locate(self.name), **self._identity}, (split,))
 
     def check_unchanged(self, description: Mapping[str, Any], split: Split, *, allow: bool = False) -> str | None:
@@ -303,6 +312,15 @@ class Source:
         chosen = train if split == "train" else val
         return stored, chosen if candidates is None else candidates[chosen]
 
+    def _limited(self, split: Split) -> Tensor | None:
+        """Which images of the stored split are loaded: indices, int64, or None for all."""
+        stored, indices = self._indices(split)
+        if split == "train" and self.limit is not None:
+            indices = torch.arange(len(self._labels(stored))) if indices is None else indices
+            order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(self.seed))
+            indices = indices[order[: self.limit]]
+        return indices
+
     @cached_property
     def _trainable(self) -> tuple[Tensor | None, Tensor]:
         """The images that train and val are taken from: their indices, or None for all of train; and their labels."""
@@ -334,7 +352,10 @@ class Source:
             raise DataError(f"{self.name}: {len(names)} class, at least 2 are needed")
         if absent := set(range(len(names))) - set(labels.tolist()):
             named = listed([repr(names[label]) for label in sorted(absent)])
-            raise DataError(f"{self.name}: no images of {named} to train on")
+            raise DataError(
+                f"{self.name}: no images of {named} to train on",
+                hint=None if self._kind.has_names() else "labels count from 0, and each of them needs images",
+            )
 
     def _renumbered(self, dataset: Dataset) -> Dataset:
         """The same images with the labels of the model's classes, if those are known and these are from files."""
@@ -349,16 +370,28 @@ class Source:
         if not known or names == known or not self.is_path:
             return names, None
         if not self._kind.has_names():
+            if all(name.isdecimal() for name in known):
+                return known, self._matched_numbers(known)
             if len(names) > len(known):
                 raise DataError(f"{self.name}: labels up to {len(names) - 1}, but the model has {len(known)} classes")
             return known, None
         if unknown := [name for name in names if name not in known]:
-            near = get_close_matches(unknown[0], known, 1)
             raise DataError(
                 f"{self._kind.origin(unknown[0])}: not among the model's classes: {listed(unknown)}",
-                hint=f"did you mean {near[0]}?" if near else f"the model's classes are: {listed(known)}",
+                hint=hint_at_near(unknown[0], known, f"the model's classes are: {listed(known)}"),
             )
         return known, [known.index(name) for name in names]
+
+    def _matched_numbers(self, known: tuple[str, ...]) -> list[int]:
+        """The new label of each number, among classes that are numbers in any order; -1 of one that no image has."""
+        found = torch.cat([self._labels(split) for split in self.stored]).unique().tolist()
+        places = {int(name): place for place, name in enumerate(known)}
+        if unknown := [label for label in found if label not in places]:
+            raise DataError(
+                f"{self.name}: label {unknown[0]} is not among the model's classes",
+                hint=f"the model's classes are: {listed(known)}",
+            )
+        return [places.get(label, -1) for label in range(found[-1] + 1)]
 
     @property
     def _names(self) -> tuple[str, ...]:

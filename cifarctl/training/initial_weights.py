@@ -14,6 +14,7 @@ from cifarctl.data import Dataset
 from cifarctl.data.arrays import NAME as ARRAYS
 from cifarctl.data.dataset import to_float
 from cifarctl.data.fingerprint import class_differences, describe_changes, listed
+from cifarctl.data.seen import count_seen
 from cifarctl.errors import RunDirError, UsageError, WeightsError
 from cifarctl.models.base import Classifier, Model
 from cifarctl.training.options import TrainOptions
@@ -123,6 +124,20 @@ class InitialWeights:
         return (
             f"{self.name} was trained on some of the images that are now held out for validation, so the validation "
             f"metrics are too good; with seed {seed} and {val_size} validation images, as then, they were not",
+        )
+
+    def remark_on_copies(
+        self, description: Mapping[str, Any], held_out: Mapping[str, Dataset], folder: Path | None
+    ) -> tuple[str, ...]:
+        """Which of the images that the new run, on data of another name, holds out were trained on before."""
+        if description["name"] in (self.info.data.get("name"), ARRAYS, "synthetic"):
+            return ()
+        seen = {split: count_seen(images, self.info.data, folder) for split, images in held_out.items()}
+        return tuple(
+            f"{self.name} was trained on {count:,} of the {len(held_out[split]):,} {split} images, so the {split} "
+            "metrics are too good"
+            for split, count in seen.items()
+            if count
         )
 
 

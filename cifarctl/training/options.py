@@ -263,7 +263,7 @@ def mismatch(name: str, value: Any, hint: Any) -> str | None:
     return f"{_MOST_SEED} or less" if name == "seed" and value > _MOST_SEED else None
 
 
-def _check_values(options: TrainOptions) -> None:
+def check_values(options: TrainOptions) -> None:
     """Raise UsageError on a value of another type, which a Python program may give."""
     for name, hint in get_type_hints(TrainOptions).items():
         if wanted := mismatch(name, value := getattr(options, name), hint):
@@ -299,7 +299,7 @@ def _learned_scale(model: Model) -> str | None:
 
 def check(options: TrainOptions) -> None:
     """Raise UsageError on options that cannot be, alone or together, before any work is done."""
-    _check_values(options)
+    check_values(options)
     kind, name = options.kind, options.model_name
     if name not in models.names(kind):
         raise UsageError(f"`arch` {name}: no {kind} has this name", hint=f"one of: {', '.join(models.names(kind))}")

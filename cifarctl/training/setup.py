@@ -15,6 +15,7 @@ from cifarctl import models, weights
 from cifarctl.data import Arrays, Dataset, Source
 from cifarctl.data.contents import SPLITS
 from cifarctl.data.fingerprint import describe_changes
+from cifarctl.data.overlap import remarks_on_copies
 from cifarctl.data.source import drew_val
 from cifarctl.distributed import Ranks
 from cifarctl.errors import ChangedDataError, RunDirError
@@ -126,7 +127,11 @@ def set_up(
     model.eval().initialize(data.train.images)
     remarks = data.remarks
     if init:
-        remarks += init.remark_on_split(data.description) + init.put_into(model, config, data.train)
+        held_out = {"val": data.val, **({"test": data.test} if data.test else {})}
+        remarks += init.remark_on_split(data.description) or init.remark_on_copies(
+            data.description, held_out, options.source.folder
+        )
+        remarks += init.put_into(model, config, data.train)
         model.useful_untrained = True
     objective = _objective(options, model, recipe, precision, data.train, teacher)
 
@@ -210,9 +215,11 @@ def _load(source: Source, resumed_config: dict[str, Any], device: torch.device) 
             remarks += (f"{source.name}: the run noted nothing to compare its data with, so it may have changed",)
         if resumed_config.get("options", {}).get("compile"):
             remarks += ("the run was started with --compile, which this version does not have: it goes on without",)
-    train, val = (source.load(split).to(device) for split in ("train", "val"))
-    test = source.load("test") if source.has("test") else None
-    return Data(train, val, test, description, remarks)
+    splits = {split: source.load(split) for split in SPLITS if source.has(split)}
+    if source.is_path:
+        remarks += tuple(remarks_on_copies(source.name, splits))
+    train, val = (splits[split].to(device) for split in SPLITS[:2])
+    return Data(train, val, splits.get("test"), description, remarks)
 
 
 def _weights_to_learn_from(

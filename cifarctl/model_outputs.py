@@ -142,6 +142,9 @@ def mean_ssim(images: Tensor, originals: Tensor) -> float:
 
     Both float (N, 3, H, W) in [0, 1]. Source: Wang et al., "Image quality assessment", 2004.
     """
+    from cifarctl.caches import import_matplotlib
+
+    import_matplotlib()  # else torchmetrics' import of it fails if there is no folder for caches
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     each = [

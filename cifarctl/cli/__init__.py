@@ -14,15 +14,7 @@ import typer
 
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
-from cifarctl.cli.output import (
-    BROKEN_PIPE,
-    drop_unwritten,
-    is_reader_gone,
-    report_error,
-    with_options,
-    write_line,
-    write_problem,
-)
+from cifarctl.cli.output import report_error, with_options, write_line, writing_to
 from cifarctl.cli.parsing import Command, Group
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
@@ -71,7 +63,8 @@ def _root(
     [dim]Start with: cifarctl download, or: cifarctl train-clf --data synthetic[/dim]
     """
     if context.invoked_subcommand is None:
-        write_line(context.get_help())
+        with writing_to(sys.stdout):
+            write_line(context.get_help())
         raise typer.Exit(2)
 
 
@@ -83,11 +76,6 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("CIFARCTL_DEBUG", "0") not in ("", "0"):
             raise
-        if isinstance(error, OSError) and drop_unwritten():  # of --help, for one
-            if is_reader_gone(error):
-                return BROKEN_PIPE
-            if error.filename is None:
-                error = OSError(error.errno, write_problem(error), "stdout")
         code, message, hint = _explain(error)
         if number := process_number():
             if isinstance(error, Interrupted):  # the first process says so

@@ -4,6 +4,7 @@ folder, and neither messages nor help speak of Python's types.
 
 import inspect
 import math
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
+from cifarctl.cli.output import writing_to
 from cifarctl.errors import UsageError
 
 
@@ -34,6 +36,12 @@ class _PlainHelp:
                 if values or parameter.is_flag:
                     parameter.metavar = "|".join(values)
         return parameters
+
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the arguments; --help, --version and --show-completion print. Raises OSError if they cannot."""
+        with writing_to(sys.stdout):
+            return super().make_context(*args, **extra)  # type: ignore[misc]
 
 
 class Group(_PlainHelp, TyperGroup):

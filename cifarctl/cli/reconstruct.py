@@ -212,7 +212,10 @@ def _read_files(
 
 def _write(images: "Tensor", outputs: "Tensor", names: list[str], stems: list[str], out: Path) -> None:
     if out.suffix:
-        from cifarctl import plots
+        from cifarctl.caches import room_for_caches
+
+        with room_for_caches(out.parent):
+            from cifarctl import plots
 
         plots.save(plots.reconstructions(images, outputs, names), out)
         return

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cifarctl import weights
-from cifarctl.caches import import_matplotlib
+from cifarctl.caches import has_temporary_folder, room_for_caches
 from cifarctl.data import Arrays, Dataset
 from cifarctl.data.splits import choose_shown
 from cifarctl.distributed import Ranks, join_ranks, local_device
@@ -104,8 +104,9 @@ def _train(
 def _needed_later(options: TrainOptions) -> list[str]:
     """The modules that a run imports after its start, in that order."""
     board = ["torch.utils.tensorboard"] if options.tensorboard else []
+    drawing = ["cifarctl.plots"] if has_temporary_folder() else []
     measuring = ["torchvision.utils", "torchmetrics.functional.image"] if options.kind == "autoencoder" else []
-    return ["triton.language", *board, *measuring, "cifarctl.plots"]
+    return ["triton.language", *board, *drawing, *(measuring if drawing else [])]
 
 
 def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup: Setup) -> Iterator[Event]:
@@ -167,8 +168,8 @@ def _finish(
     measured_set = (data.test or data.val).to(data.train.images.device)
     report: AutoencoderReport | ClassifierReport
     if isinstance(model, Autoencoder):
-        import_matplotlib(run.path)  # which torchmetrics imports
-        report = evaluate_autoencoder(model, measured_set, data.train.images)
+        with room_for_caches(run.path):
+            report = evaluate_autoencoder(model, measured_set, data.train.images)
     else:
         assert isinstance(model, Classifier)
         report = evaluate_classifier(model, measured_set)
@@ -214,8 +215,8 @@ def _draw(
     folder: Path, report: "AutoencoderReport | ClassifierReport", measured_set: Dataset, fitted: Fitted
 ) -> Path:
     """Draw the learning curves, and what the model made of the measured split; return that picture's path."""
-    import_matplotlib(folder)
-    from cifarctl import plots  # which imports Matplotlib: no step should wait for it
+    with room_for_caches(folder):
+        from cifarctl import plots  # which imports Matplotlib: no step should wait for it
 
     if isinstance(report, AutoencoderReport):
         chosen = choose_shown(measured_set.labels, 12)

@@ -43,8 +43,8 @@ def room_for_caches(*folders: Path) -> Iterator[None]:
 
 
 def has_temporary_folder() -> bool:
-    """Whether temporary files can be made. If not, Matplotlib may be imported in `room_for_caches` alone: an import that
-    fails leaves halves of it, which spoil the next one.
+    """Whether temporary files can be made. If not, Matplotlib may be imported in `room_for_caches` alone: a failed
+    import leaves halves of it, which spoil the next one.
     """
     try:
         tempfile.gettempdir()

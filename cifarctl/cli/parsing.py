@@ -37,7 +37,6 @@ class _PlainHelp:
                     parameter.metavar = "|".join(values)
         return parameters
 
-
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Read the arguments; --help, --version and --show-completion print. Raises OSError if they cannot."""
         with writing_to(sys.stdout):

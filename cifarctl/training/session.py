@@ -211,9 +211,7 @@ def _finish(
     return summary, remarks
 
 
-def _draw(
-    folder: Path, report: "AutoencoderReport | ClassifierReport", measured_set: Dataset, fitted: Fitted
-) -> Path:
+def _draw(folder: Path, report: "AutoencoderReport | ClassifierReport", measured_set: Dataset, fitted: Fitted) -> Path:
     """Draw the learning curves, and what the model made of the measured split; return that picture's path."""
     with room_for_caches(folder):
         from cifarctl import plots  # which imports Matplotlib: no step should wait for it

@@ -64,7 +64,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def check_writable(*paths: Path | None) -> None:
-    """Make the folders of `paths`, and raise what `atomic_path` raises if a file cannot be written there. Leaves none."""
+    """Make the folders of `paths`. Raises as `atomic_path` if a file cannot be written there; leaves none."""
 
     class Stopped(Exception):  # noqa: N818 (it is no error)
         pass

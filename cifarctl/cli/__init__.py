@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Annotated
@@ -111,6 +112,13 @@ def _explain(error: Exception) -> tuple[int, str, str | None]:
 
 def _silence_libraries() -> None:
     """Keep libraries' remarks, such as Matplotlib's about a home that cannot be written, from stderr: it is ours."""
+    usual_hook = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):  # TensorBoard raises those of its thread again in ours
+            usual_hook(failure)
+
+    threading.excepthook = hook
     logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what no handler takes
     if not sys.warnoptions:  # -W and PYTHONWARNINGS
         warnings.simplefilter("ignore")

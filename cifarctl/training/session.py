@@ -4,7 +4,7 @@ this.
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,21 @@ def _train(
         ranks=ranks,
     )
     if ranks.is_main:
-        yield from _recorded(events, setup)
+        with _naming(setup.run.path):
+            yield from _recorded(events, setup)
     else:
         yield from (event for event in events if not isinstance(event, Fitted))
+
+
+@contextmanager
+def _naming(run: Path) -> Iterator[None]:
+    """Let an OSError that names no file, as TensorBoard's on a full disk, name the run's folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(run)) from None
 
 
 def _needed_later(options: TrainOptions) -> list[str]:

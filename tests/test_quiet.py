@@ -229,6 +229,12 @@ def test_a_full_disk_names_the_run_which_goes_on_once_there_is_room(tmp_path: Pa
 
 @pytest.mark.needs("POSIX")
 class TestFoldersThatCannotBe:
+    def test_a_current_folder_that_has_been_deleted(self, tmp_path: Path) -> None:
+        gone = shlex.quote(str(tmp_path / "gone"))
+        done = in_shell(f"mkdir {gone} && cd {gone} && rmdir {gone} && $CIFARCTL", "predict", "x.png")
+        assert done.code == 1
+        assert done.err.splitlines()[0] == "error: the current folder: No such file or directory"
+
     def test_a_link_to_nothing(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to("nowhere")
         done = cifarctl("train-clf", *FEW.split(), "--out", tmp_path / "link")

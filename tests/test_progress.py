@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from cifarctl.cli import progress
@@ -18,6 +19,7 @@ from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.data import Source
 from cifarctl.evaluation import evaluate_autoencoder
 from cifarctl.inference import predict_logits
+from cifarctl.models.base import Classifier
 from cifarctl.progress import Progress
 from cifarctl.weights import load_autoencoder, load_classifier
 
@@ -107,6 +109,42 @@ def test_the_library_tells_each_batch_and_names_what_is_slow_once(classifier_run
     autoencoder, _ = load_autoencoder(autoencoder_run / "model.safetensors", device)
     evaluate_autoencoder(autoencoder, test, source.load("train").images, on_event=events.append)
     assert "Computing PCA of 100 training images" in [event.work for event in events]
+
+
+class SlowClassifier(Classifier):
+    """Quick with black images, and 500 calls of a layer for others."""
+
+    def __init__(self) -> None:
+        super().__init__(classes=2)
+        self.calls = 0
+        self.layer = torch.nn.Linear(3, 2)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        for _ in range(500 if features.any() else 1):
+            logits = self.layer(features.mean((2, 3)))
+            self.calls += 1
+            time.sleep(0.001 if features.any() else 0)
+        return logits
+
+
+def test_an_interruption_waits_for_no_batch() -> None:
+    model, images = SlowClassifier(), torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
+    images[125:] = 255
+
+    def interrupt(event: Progress) -> None:
+        if event.done:
+            raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict_logits(model, images, on_event=interrupt)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert model.calls < 500
+    assert not model.layer._forward_pre_hooks
 
 
 @pytest.mark.needs("POSIX")

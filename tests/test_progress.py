@@ -1,5 +1,6 @@
 """Progress: a line that is redrawn on a terminal, whole lines elsewhere, and nothing where it would be in the way."""
 
+import json
 import os
 import re
 import signal
@@ -162,6 +163,27 @@ class TestOnATerminal:
         done = on_a_terminal("evaluate", "-m", classifier_run, option, env=env)
         assert done.code == 0
         assert "\x1b" not in done.err
+
+    def test_a_closed_terminal_is_no_reason_to_fail(self, classifier_run: Path) -> None:
+        import pty
+
+        terminal, end = pty.openpty()
+        environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        line = [command(), "evaluate", "-m", str(classifier_run), "--json"]
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=end, env={**environment, "TERM": "xterm"}
+        ) as process:
+            os.close(end)
+            os.close(terminal)
+            out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        assert json.loads(out)["n"] == 1000
+
+    def test_an_encoding_without_our_characters_gets_plain_ones(self, autoencoder_run: Path) -> None:
+        done = on_a_terminal("evaluate", "-m", autoencoder_run, env={"COLUMNS": "80", "PYTHONIOENCODING": "ascii"})
+        assert done.code == 0
+        assert "Computing the metrics ...  " in done.err
+        assert "\\u2" not in done.err + done.out
 
     def test_predict_draws_a_bar_unless_its_answers_may_appear_there(
         self, classifier_run: Path, photos: Path, tmp_path: Path

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import warnings
+from codecs import backslashreplace_errors, register_error
 from collections.abc import Callable
 from typing import Annotated
 
@@ -34,6 +35,9 @@ def _help(command: Callable[..., None]) -> str:
     heading, *lines = examples.splitlines()
     return "\n\n".join([*paragraphs, "\n".join([heading, *(f"[cyan]{line}[/cyan]" for line in lines)])])
 
+
+_READABLE = "cifarctl.readable"
+_PLAIN = {"…": "...", "–": "-", "−": "-", "×": "x", "━": "-", "╸": "-", "╺": "-", "’": "'", "“": '"', "”": '"'}
 
 app = typer.Typer(
     name="cifarctl",
@@ -124,6 +128,13 @@ def _silence_libraries() -> None:
         warnings.simplefilter("ignore")
 
 
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is written instead of characters that the terminal's encoding lacks: our own ones in ASCII, and escapes."""
+    if isinstance(error, UnicodeEncodeError) and (plain := _PLAIN.get(error.object[error.start])):
+        return plain, error.start + 1
+    return backslashreplace_errors(error)
+
+
 def main() -> None:
     """The console script."""
     # Read when torch is imported: large tensors on huge pages, so that fresh memory costs 512 times fewer page faults.
@@ -138,9 +149,10 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     reuse_memory()
     _silence_libraries()
+    register_error(_READABLE, _readable)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_READABLE)
             # A code page of 256 characters, on Windows. Python 3.15 writes UTF-8 as well (PEP 686).
             if sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
                 stream.reconfigure(encoding="utf-8")

@@ -269,3 +269,28 @@ def test_a_message_keeps_both_ends_of_a_value_of_a_megabyte(cifarctl: Cifarctl) 
     assert shortened("a" * 2000) == "a" * 2000
     assert shortened(f"first{'a' * 9999}last").startswith("first")
     assert shortened(f"first{'a' * 9999}last").endswith("last")
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_model(
+    cifarctl: Cifarctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        assert (tmp_path / "run" / "model.safetensors").exists()
+        raise ValueError("no font")
+
+    monkeypatch.setattr("cifarctl.plots.confusion", fail)
+    done = cifarctl("train-clf", *FEW.split(), "--out", tmp_path / "run")
+    assert done.code == 0
+    assert "The pictures could not be drawn (ValueError: no font). The model is complete" in done.err
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("option", ["--plots", "--report"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    option: str, cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cifarctl.evaluation.evaluate_classifier", lambda *_, **__: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    done = cifarctl("evaluate", "-m", classifier_run, option, tmp_path / "file" / "x")
+    assert done.code == 1
+    assert done.error.startswith(f"error: {tmp_path / 'file'}")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         train_classifier,
     )
     from cifarctl.data import Arrays
+    from cifarctl.progress import Progress
 
 __all__ = [
     "Arrays",
@@ -36,6 +37,7 @@ __all__ = [
     "LoadedAutoencoder",
     "LoadedClassifier",
     "Prediction",
+    "Progress",
     "Run",
     "__version__",
     "download",

@@ -30,6 +30,7 @@ from cifarctl.evaluation import (
 )
 from cifarctl.hardware import Device, Precision, select_device
 from cifarctl.models.base import Autoencoder, Classifier
+from cifarctl.progress import Progress, ignore
 from cifarctl.training.checkpoint import Record
 from cifarctl.training.options import TrainOptions, check_values, resumed
 from cifarctl.training.preflight import check_stored_options
@@ -77,11 +78,18 @@ class LoadedClassifier:
         return inference.predict_logits(self.module, _to_tensor(images), tta=tta)
 
     def predict(
-        self, images: Images, *, top_k: int = 1, tta: bool = False, reject: float | None = None
+        self,
+        images: Images,
+        *,
+        top_k: int = 1,
+        tta: bool = False,
+        reject: float | None = None,
+        on_event: Callable[[Progress], object] | None = None,
     ) -> list[Prediction]:
         """The `top_k` likeliest classes of each image, with their probabilities. Arguments as for `logits`.
 
         reject: the label of an image with a lower typicality is None. Raises ValueError if the model has no such score.
+        on_event: called with a `Progress` after each batch of images.
         """
         if not 1 <= top_k <= len(self.classes):
             raise ValueError(f"top_k is {top_k}, not from 1 to {len(self.classes)}, the number of classes")
@@ -89,7 +97,7 @@ class LoadedClassifier:
             raise ValueError(f"reject is {reject}, not from 0 to 1")
         if reject is not None and self.module.typicality is None:
             raise ValueError("reject: the model has no typicality score")
-        answers = inference.answer(self.module, _to_tensor(images), tta=tta)
+        answers = inference.answer(self.module, _to_tensor(images), tta=tta, on_event=_callable(on_event))
         ranked = inference.rank(answers.logits, self.classes, top_k)
         typicality = [None] * len(ranked) if answers.typicality is None else answers.typicality.tolist()
         return [
@@ -303,6 +311,7 @@ def evaluate(
     split: Split = "test",
     tta: bool = False,
     allow_changed_data: bool = False,
+    on_event: Callable[[Progress], object] | None = None,
 ) -> ClassifierReport: ...
 @overload
 def evaluate(
@@ -312,6 +321,7 @@ def evaluate(
     data_dir: PathLike | None = None,
     split: Split = "test",
     allow_changed_data: bool = False,
+    on_event: Callable[[Progress], object] | None = None,
 ) -> AutoencoderReport: ...
 @overload
 def evaluate(
@@ -322,6 +332,7 @@ def evaluate(
     split: Split = "test",
     tta: bool = False,
     allow_changed_data: bool = False,
+    on_event: Callable[[Progress], object] | None = None,
 ) -> ClassifierReport | AutoencoderReport: ...
 def evaluate(
     model: LoadedClassifier | LoadedAutoencoder | PathLike,
@@ -331,6 +342,7 @@ def evaluate(
     split: Split = "test",
     tta: bool = False,
     allow_changed_data: bool = False,
+    on_event: Callable[[Progress], object] | None = None,
 ) -> ClassifierReport | AutoencoderReport:
     """Measure a model, or the one that `load` finds by this name, on a split of `data`, by default of the data that it
     was trained on.
@@ -338,11 +350,14 @@ def evaluate(
     data: as for training. (images, labels), or images alone for an autoencoder, are split as in training if the model
     was trained on them; otherwise they all are the test split. Their labels count the classes of that training.
 
+    on_event: called with a `Progress` after each batch, and before each longer computation; what it raises ends it.
+
     Raises DataError; its ChangedDataError if `split` is train or val and that data has changed since the training, so
     that val may hold images that the model was trained on, unless `allow_changed_data`.
     """
     if split not in get_args(Split):
         raise ValueError(f"split is {split!r}, not one of: {', '.join(get_args(Split))}")
+    on_event = _callable(on_event)
     if isinstance(model, str | Path):
         model = load(model)
     if not isinstance(model, LoadedClassifier | LoadedAutoencoder):
@@ -351,10 +366,11 @@ def evaluate(
     images = images.to(device := next(model.module.parameters()).device)
     if isinstance(model, LoadedClassifier):
         require_classes(model.classes, images.classes, "the model")
-        return evaluate_classifier(model.module, images, tta=tta)
+        return evaluate_classifier(model.module, images, tta=tta, on_event=on_event)
     if not source.has("train"):
         source = Source.trained_on(model.info.data, None, source.folder)
-    return evaluate_autoencoder(model.module, images, source.load("train").images.to(device))
+    train_images = source.load("train").images.to(device)
+    return evaluate_autoencoder(model.module, images, train_images, on_event=on_event)
 
 
 def download(data: Literal["cifar10", "cifar100"] = "cifar10", *, data_dir: PathLike | None = None) -> Path:
@@ -379,6 +395,12 @@ def inspect_data(
     return replace(source.contents(), remarks=source.check())
 
 
+def _callable(on_event: Callable[[Any], object] | None) -> Callable[[Any], object]:
+    if not (on_event is None or callable(on_event)):
+        raise UsageError(f"`on_event` is {on_event!r}, not a function")
+    return on_event or ignore
+
+
 _TRAINING = threading.RLock()
 
 
@@ -392,8 +414,7 @@ def _train(
     on_event: Callable[[Event], object] | None,
 ) -> Run[Any]:
     path = Path(out)
-    if not (on_event is None or callable(on_event)):
-        raise UsageError(f"`on_event` is {on_event!r}, not a function")
+    on_event = _callable(on_event)
     if arrays and options.kind == "classifier" and not arrays.datasets["train"].classes:
         raise ArrayError("`data`: a classifier needs labels", hint="`data` takes (images, labels)")
     if resume:
@@ -408,8 +429,7 @@ def _train(
     # Closed, or the folder would stay locked after an exception of `on_event`.
     with _TRAINING, closing(train(options, path, resume=resume, overwrite=overwrite, arrays=arrays)) as events:
         for event in events:
-            if on_event:
-                on_event(event)
+            on_event(event)
             if isinstance(event, Finished):
                 return Run(event.run, event.summary, read_history(Path(event.summary["model"])))
     raise AssertionError("a training run ends with Finished")

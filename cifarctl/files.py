@@ -63,6 +63,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_writable(*paths: Path | None) -> None:
+    """Make the folders of `paths`. Raises as `atomic_path` if a file cannot be written there; leaves none."""
+
+    class Stopped(Exception):  # noqa: N818 (it is no error)
+        pass
+
+    for path in filter(None, paths):
+        with suppress(Stopped), atomic_path(path):
+            raise Stopped
+
+
 def move_file(source: Path, target: Path) -> None:
     """Rename `source` to `target`, on the same file system, and replace what is there. Raises OSError, FileInUseError
     as `atomic_path`.

@@ -14,6 +14,7 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from cifarctl.caches import give_triton_a_folder
 from cifarctl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def runs_kernels(device: "torch.device") -> bool:
     if device.type != "cuda" or not can_build_kernels():
         return False
     try:
+        give_triton_a_folder()
         from cifarctl import triton_trial
 
         triton_trial.run(device)

@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cifarctl.caches import room_for_caches
+
 CALIBRATION_BINS = 15
 
 
@@ -142,7 +144,8 @@ def mean_ssim(images: Tensor, originals: Tensor) -> float:
 
     Both float (N, 3, H, W) in [0, 1]. Source: Wang et al., "Image quality assessment", 2004.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    with room_for_caches():  # torchmetrics imports Matplotlib
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
     each = [
         torch.as_tensor(structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")).flatten()

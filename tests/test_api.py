@@ -149,6 +149,18 @@ def test_a_run_gives_its_events_its_history_and_its_model(tmp_path: Path) -> Non
     assert len(run.load().classes) == 10
 
 
+def test_measuring_and_predicting_tell_how_far_they_have_come(classifier_run: Path, photos: Path) -> None:
+    model = cifarctl.load_classifier(classifier_run, device="cpu")
+    events: list[cifarctl.Progress] = []
+    report = cifarctl.evaluate(model, on_event=events.append)
+    assert (events[0], events[-1]) == tuple(cifarctl.Progress("Classifying", done, report.n) for done in (0, report.n))
+    events.clear()
+    model.predict(sorted(photos.iterdir()), on_event=events.append)
+    assert events[-1] == cifarctl.Progress("Classifying", 30, 30)
+    with pytest.raises(cifarctl.CifarctlError, match="`on_event` is 3, not a function"):
+        cifarctl.evaluate(model, on_event=3)  # type: ignore[call-overload]
+
+
 class Stop(Exception):  # noqa: N818 (it is no error)
     """Raised to end a run."""
 

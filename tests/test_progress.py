@@ -1,5 +1,6 @@
 """Progress: a line that is redrawn on a terminal, whole lines elsewhere, and nothing where it would be in the way."""
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from cifarctl.cli import progress
@@ -18,6 +20,7 @@ from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.data import Source
 from cifarctl.evaluation import evaluate_autoencoder
 from cifarctl.inference import predict_logits
+from cifarctl.models.base import Classifier
 from cifarctl.progress import Progress
 from cifarctl.weights import load_autoencoder, load_classifier
 
@@ -109,6 +112,42 @@ def test_the_library_tells_each_batch_and_names_what_is_slow_once(classifier_run
     assert "Computing PCA of 100 training images" in [event.work for event in events]
 
 
+class SlowClassifier(Classifier):
+    """Quick with black images, and 500 calls of a layer for others."""
+
+    def __init__(self) -> None:
+        super().__init__(classes=2)
+        self.calls = 0
+        self.layer = torch.nn.Linear(3, 2)
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        for _ in range(500 if features.any() else 1):
+            logits = self.layer(features.mean((2, 3)))
+            self.calls += 1
+            time.sleep(0.001 if features.any() else 0)
+        return logits
+
+
+def test_an_interruption_waits_for_no_batch() -> None:
+    model, images = SlowClassifier(), torch.zeros(1000, 3, 32, 32, dtype=torch.uint8)
+    images[125:] = 255
+
+    def interrupt(event: Progress) -> None:
+        if event.done:
+            raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict_logits(model, images, on_event=interrupt)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert model.calls < 500
+    assert not model.layer._forward_pre_hooks
+
+
 @pytest.mark.needs("POSIX")
 class TestOnATerminal:
     def test_evaluate_draws_a_bar_and_takes_it_away(self, autoencoder_run: Path) -> None:
@@ -124,6 +163,27 @@ class TestOnATerminal:
         done = on_a_terminal("evaluate", "-m", classifier_run, option, env=env)
         assert done.code == 0
         assert "\x1b" not in done.err
+
+    def test_a_closed_terminal_is_no_reason_to_fail(self, classifier_run: Path) -> None:
+        import pty
+
+        terminal, end = pty.openpty()
+        environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        line = [command(), "evaluate", "-m", str(classifier_run), "--json"]
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=end, env={**environment, "TERM": "xterm"}
+        ) as process:
+            os.close(end)
+            os.close(terminal)
+            out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        assert json.loads(out)["n"] == 1000
+
+    def test_an_encoding_without_our_characters_gets_plain_ones(self, autoencoder_run: Path) -> None:
+        done = on_a_terminal("evaluate", "-m", autoencoder_run, env={"COLUMNS": "80", "PYTHONIOENCODING": "ascii"})
+        assert done.code == 0
+        assert "Computing the metrics ...  " in done.err
+        assert "\\u2" not in done.err + done.out
 
     def test_predict_draws_a_bar_unless_its_answers_may_appear_there(
         self, classifier_run: Path, photos: Path, tmp_path: Path

@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
+from codecs import backslashreplace_errors, register_error
 from collections.abc import Callable
 from typing import Annotated
 
@@ -14,15 +16,7 @@ import typer
 
 from cifarctl.cli.download import download
 from cifarctl.cli.evaluate import evaluate
-from cifarctl.cli.output import (
-    BROKEN_PIPE,
-    drop_unwritten,
-    is_reader_gone,
-    report_error,
-    with_options,
-    write_line,
-    write_problem,
-)
+from cifarctl.cli.output import report_error, with_options, write_line, writing_to
 from cifarctl.cli.parsing import Command, Group
 from cifarctl.cli.predict import predict
 from cifarctl.cli.reconstruct import reconstruct
@@ -41,6 +35,9 @@ def _help(command: Callable[..., None]) -> str:
     heading, *lines = examples.splitlines()
     return "\n\n".join([*paragraphs, "\n".join([heading, *(f"[cyan]{line}[/cyan]" for line in lines)])])
 
+
+_READABLE = "cifarctl.readable"
+_PLAIN = {"…": "...", "–": "-", "−": "-", "×": "x", "━": "-", "╸": "-", "╺": "-", "’": "'", "“": '"', "”": '"'}
 
 app = typer.Typer(
     name="cifarctl",
@@ -71,7 +68,8 @@ def _root(
     [dim]Start with: cifarctl download, or: cifarctl train-clf --data synthetic[/dim]
     """
     if context.invoked_subcommand is None:
-        write_line(context.get_help())
+        with writing_to(sys.stdout):
+            write_line(context.get_help())
         raise typer.Exit(2)
 
 
@@ -83,11 +81,6 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("CIFARCTL_DEBUG", "0") not in ("", "0"):
             raise
-        if isinstance(error, OSError) and drop_unwritten():  # of --help, for one
-            if is_reader_gone(error):
-                return BROKEN_PIPE
-            if error.filename is None:
-                error = OSError(error.errno, write_problem(error), "stdout")
         code, message, hint = _explain(error)
         if number := process_number():
             if isinstance(error, Interrupted):  # the first process says so
@@ -123,9 +116,23 @@ def _explain(error: Exception) -> tuple[int, str, str | None]:
 
 def _silence_libraries() -> None:
     """Keep libraries' remarks, such as Matplotlib's about a home that cannot be written, from stderr: it is ours."""
+    usual_hook = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError):  # TensorBoard raises those of its thread again in ours
+            usual_hook(failure)
+
+    threading.excepthook = hook
     logging.getLogger().addHandler(logging.NullHandler())  # else Python prints what no handler takes
     if not sys.warnoptions:  # -W and PYTHONWARNINGS
         warnings.simplefilter("ignore")
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is written instead of characters that the terminal's encoding lacks: our own ones in ASCII, and escapes."""
+    if isinstance(error, UnicodeEncodeError) and (plain := _PLAIN.get(error.object[error.start])):
+        return plain, error.start + 1
+    return backslashreplace_errors(error)
 
 
 def main() -> None:
@@ -142,9 +149,10 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     reuse_memory()
     _silence_libraries()
+    register_error(_READABLE, _readable)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=_READABLE)
             # A code page of 256 characters, on Windows. Python 3.15 writes UTF-8 as well (PEP 686).
             if sys.platform == "win32" and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
                 stream.reconfigure(encoding="utf-8")

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cifarctl.caches import room_for_caches
 from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_model
-from cifarctl.cli.output import Output, report_error
+from cifarctl.cli.output import Output
 from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.cli.unfamiliar import check_unfamiliar, read_unfamiliar, rows
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import UsageError
+from cifarctl.files import check_writable
 from cifarctl.names import portable_name
 from cifarctl.progress import Progress
 
@@ -24,12 +26,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cifarctl.cli.measure import Measured, ModelOnData
-    from cifarctl.cli.runs import Run
-    from cifarctl.cli.thresholds import Threshold
-    from cifarctl.data import Source, Split
-    from cifarctl.hardware import Device
+    from cifarctl.data import Split
 
-BELOW_THRESHOLD = 3
 _ONE_BY_ONE = "name a model with -m, or several, each with its own -m"
 _REPORT_IMAGES = 1200  # of all sections: at 3 KB each, the page stays under 5 MB
 SplitName = StrEnum("SplitName", ["train", "val", "test"])  # `data.Split`: typer takes no list of Literal
@@ -122,8 +120,8 @@ def evaluate(
       cifarctl evaluate -m runs
     """
     from cifarctl.cli.measure import find_models
-    from cifarctl.cli.runs import holds_runs, prepare_runs
-    from cifarctl.cli.thresholds import parse_thresholds
+    from cifarctl.cli.runs import holds_runs, prepare_runs, tabulate_runs
+    from cifarctl.cli.thresholds import check_thresholds, fail_below, parse_thresholds
     from cifarctl.hardware import select_device
     from cifarctl.training.signals import raised_signals
 
@@ -147,23 +145,24 @@ def evaluate(
             offline=offline,
             allow_changed=allow_changed_data,
         )
-        _tabulate(references or [None], prepare, splits[0], output, device, thresholds, tta=tta, stored=stored)
+        tabulate_runs(references or [None], prepare, splits[0], output, device, thresholds, tta=tta, stored=stored)
         return
     models = find_models(references or [None], splits, data, data_dir, tta=tta)
     for each in models:
-        for threshold in thresholds:
-            threshold.check_applies(each.info.kind, len(each.info.classes or ()), each.path)
+        check_thresholds(thresholds, each.info, each.path)
     if unfamiliar:
         check_unfamiliar(unfamiliar, [each.path for each in models])
     _prepare_data(models, splits, output, offline=offline, allow_changed=allow_changed_data)
     chosen_device = local_device(select_device(device))
     opt.remark_unproven(device, output)
+    check_writable(plots and plots / "confusion.png", report)
     others = None
     if unfamiliar:
         others, remarks = read_unfamiliar(unfamiliar, chosen_device)
         for remark in remarks:
             output.status(remark)
-    with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
+    room = room_for_caches(*filter(None, (plots, report and report.parent)))
+    with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line, room:
         if not ranks.is_main:
             plots = report = None
         measured = _measure_all(
@@ -186,52 +185,7 @@ def evaluate(
             write_report(report, [one.section for one in measured if one.section], differences)
     if ranks.is_main:
         _show(measured, differences, output, plots, report)
-        _fail_below([one.result for one in measured], thresholds)
-
-
-def _tabulate(
-    references: Sequence[Path | None],
-    prepare: "Callable[[Sequence[Run]], list[tuple[Run, Source]]]",
-    split: "Split",
-    output: Output,
-    device: "Device",
-    thresholds: "Sequence[Threshold]",
-    *,
-    tta: bool,
-    stored: bool,
-) -> None:
-    """Measure many runs, or take what is stored, and give one table. What cannot be measured is a row with its reason,
-    and ends the program with 1.
-    """
-    from cifarctl.cli.runs import best_first, find_runs, measure_runs, take_stored
-    from cifarctl.cli.tables import runs_table
-    from cifarctl.hardware import select_device
-    from cifarctl.training.signals import raised_signals
-
-    runs = find_runs(references)
-    for run in runs:
-        if run.info:
-            if tta and run.info.kind != "classifier":
-                raise UsageError(f"--tta: test-time augmentation is for classifiers, and {run.path} is an autoencoder")
-            for threshold in thresholds:
-                threshold.check_applies(run.info.kind, len(run.info.classes or ()), run.path)
-    if stored:
-        take_stored(runs)
-    else:
-        ready = prepare(runs)
-        chosen_device = local_device(select_device(device))
-        opt.remark_unproven(device, output)
-        with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
-            measure_runs(ready, split, chosen_device, ranks, line, tta=tta)
-        if not ranks.is_main:
-            return
-    rows = [run.row for run in best_first(runs)]
-    output.result({"results": rows}, lambda: runs_table(rows))
-    _fail_below([row for row in rows if "metrics" in row], thresholds)
-    # An unfinished run has nothing stored yet, which is no failure.
-    if failed := [row for row in rows if "error" in row and not (stored and row["state"] in ("unfinished", "running"))]:
-        report_error(f"{len(failed)} of {len(rows)} could not be {'read' if stored else 'measured'}")
-        raise typer.Exit(1)
+        fail_below([one.result for one in measured], thresholds)
 
 
 def _check_targets(plots: Path | None, report: Path | None) -> None:
@@ -318,20 +272,6 @@ def _show(
         output.status(f"Figures: {plots}")
     if report:
         output.status(f"Report: {report}")
-
-
-def _fail_below(results: Sequence[dict[str, Any]], thresholds: "Sequence[Threshold]") -> None:
-    """End the program with `BELOW_THRESHOLD` if a metric misses its threshold, and say which of which model."""
-    from cifarctl.wording import model_name
-
-    below = []
-    for result in results:
-        where = f"{model_name(result['model'])} on {result['split']}: " if len(results) > 1 else ""
-        shortfalls = (threshold.shortfall(result["metrics"]) for threshold in thresholds)
-        below += [where + text for text in shortfalls if text]
-    if below:
-        report_error("; ".join(below))
-        raise typer.Exit(BELOW_THRESHOLD)
 
 
 def _figure_folder(plots: Path, number: int, data: str, split: str) -> Path:

@@ -7,7 +7,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any
@@ -52,10 +53,8 @@ class Output:
             return
         try:
             self.stderr.print(printable(shortened(text)), markup=False, highlight=False, soft_wrap=True)
-        except OSError as error:
-            if not is_reader_gone(error):
-                raise
-            self.quiet = True  # nobody listens any more; the work goes on
+        except OSError:  # nobody listens any more, the disk of a log is full, the terminal is closed
+            self.quiet = True  # the work goes on
             _silence(sys.stderr)
 
     def result(self, value: Any, *tables: "Callable[[], RenderableType]") -> None:
@@ -71,7 +70,7 @@ class Output:
             write_line(text)
             return
         console = make_console(sys.stdout)
-        with console.capture() as capture:
+        with writing_to(sys.stdout), console.capture() as capture:  # which writes an empty text
             for table in tables:
                 content = table()
                 console.print(content, markup=False, highlight=False, soft_wrap=isinstance(content, str))
@@ -112,21 +111,34 @@ def write_line(text: str, stream: IO[str] | None = None, end: str = "\n") -> Non
     Raises OSError if the line cannot be written for another reason; it names stdout.
     """
     stream = stream or sys.stdout
-    try:
+    with writing_to(stream):
         stream.write(text + end)
         stream.flush()
+
+
+@contextmanager
+def writing_to(stream: IO[str]) -> Iterator[None]:
+    """Inside, `stream` is written. If its reader has gone, end the program quietly.
+
+    Raises OSError if it cannot be written for another reason; it names stdout.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Rich, by which Typer prints help, ends the program with 1
+            raise typer.Exit(BROKEN_PIPE) from None
+        raise
     except OSError as error:
+        if error.filename:
+            raise
         _silence(stream)
         if is_reader_gone(error):
             raise typer.Exit(BROKEN_PIPE) from None
         if stream is sys.stdout:
-            raise OSError(error.errno, write_problem(error), "stdout") from None
+            closed = error.errno == errno.EBADF
+            problem = "it is closed, and results go there" if closed else str(error.strerror)
+            raise OSError(error.errno, problem, "stdout") from None
         raise
-
-
-def write_problem(error: OSError) -> str:
-    """Why stdout cannot be written, in words."""
-    return "it is closed, and results go there" if error.errno == errno.EBADF else str(error.strerror)
 
 
 def is_reader_gone(error: OSError) -> bool:
@@ -135,16 +147,6 @@ def is_reader_gone(error: OSError) -> bool:
     """
     codes = (errno.EPIPE, errno.EINVAL) if sys.platform == "win32" else (errno.EPIPE,)
     return error.errno in codes
-
-
-def drop_unwritten() -> bool:
-    """Drop what is still to be written to stdout and cannot be. Return whether there is any."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _silence(sys.stdout)
-        return True
-    return False
 
 
 def _silence(stream: IO[str]) -> None:

@@ -4,10 +4,12 @@ folder, and neither messages nor help speak of Python's types.
 
 import inspect
 import math
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from copy import copy
 from enum import Enum
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,7 +17,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
-from cifarctl.errors import UsageError
+from cifarctl.cli.output import writing_to
+from cifarctl.errors import CifarctlError, UsageError
 
 
 class _PlainHelp:
@@ -34,6 +37,11 @@ class _PlainHelp:
                 if values or parameter.is_flag:
                     parameter.metavar = "|".join(values)
         return parameters
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the arguments; --help, --version and --show-completion print. Raises OSError if they cannot."""
+        with writing_to(sys.stdout):
+            return super().make_context(*args, **extra)  # type: ignore[misc]
 
 
 class Group(_PlainHelp, TyperGroup):
@@ -66,6 +74,16 @@ class Command(_PlainHelp, TyperCommand):
             if isinstance(value := ctx.params.get(parameter.name), float) and not math.isfinite(value):
                 raise self._refusal(parameter, values[parameter.name], ctx)
         return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Raises CifarctlError if the current folder has been deleted: torch's libraries would end the
+        process.
+        """
+        try:
+            Path.cwd()
+        except OSError as error:
+            raise CifarctlError(f"the current folder: {error.strerror}", hint="cd to one that is there") from None
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The arguments as they were declared."""

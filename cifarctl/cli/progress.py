@@ -110,7 +110,9 @@ def shown_progress(output: Output, *, lines: bool = True, redraws: bool = True) 
                 redirect_stderr=False,
             )
             seconds, draw = _SECONDS_PER_DRAWING, live.refresh
-            shown.enter_context(live)
+            with suppress(OSError):  # the terminal is closed
+                live.start()
+            shown.callback(_stop, live.stop)
         elif lines and not output.quiet:
             seconds, draw = _SECONDS_PER_LINE, lambda: output.status(str(line))
         else:
@@ -123,6 +125,11 @@ def shown_progress(output: Output, *, lines: bool = True, redraws: bool = True) 
         finally:
             ended.set()
             thread.join()
+
+
+def _stop(stop: Callable[[], None]) -> None:
+    with suppress(OSError):
+        stop()
 
 
 def _draw(draw: Callable[[], None], seconds: float, ended: threading.Event) -> None:

@@ -86,7 +86,7 @@ def reconstruct(
 
     from cifarctl import weights
     from cifarctl.data.splits import choose_shown
-    from cifarctl.files import save_tensors
+    from cifarctl.files import check_writable, save_tensors
     from cifarctl.hardware import select_device
     from cifarctl.inference import decode, encode
     from cifarctl.model_outputs import psnr
@@ -100,6 +100,7 @@ def reconstruct(
     path = weights.resolve(model, "autoencoder")
     autoencoder, info = weights.load_autoencoder(path, select_device(device))
     opt.remark_unproven(device, output)
+    check_writable(out if out is None or out.suffix else out / "0000.png", latents)
     failures: list[str] = []
     origin: dict[str, str]
     source = None if image else _prepared_source(info.data, split, data, data_dir, output, offline=offline)
@@ -212,7 +213,10 @@ def _read_files(
 
 def _write(images: "Tensor", outputs: "Tensor", names: list[str], stems: list[str], out: Path) -> None:
     if out.suffix:
-        from cifarctl import plots
+        from cifarctl.caches import room_for_caches
+
+        with room_for_caches(out.parent):
+            from cifarctl import plots
 
         plots.save(plots.reconstructions(images, outputs, names), out)
         return

@@ -1,12 +1,16 @@
 """`evaluate` of many runs at once: which there are in a folder, in what state each is, and one table of them all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cifarctl.cli.output import Output
-from cifarctl.cli.progress import ProgressLine
+import typer
+
+from cifarctl.cli.options import remark_unproven
+from cifarctl.cli.output import Output, report_error
+from cifarctl.cli.progress import ProgressLine, shown_progress
+from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import DataError, RunDirError, UsageError, WeightsError
 from cifarctl.metrics import METRICS, headline
 from cifarctl.progress import Progress
@@ -14,8 +18,10 @@ from cifarctl.progress import Progress
 if TYPE_CHECKING:
     import torch
 
+    from cifarctl.cli.thresholds import Threshold
     from cifarctl.data import Dataset, Source, Split
     from cifarctl.distributed import Ranks
+    from cifarctl.hardware import Device
     from cifarctl.weights import ModelInfo
 
 State = Literal["finished", "unfinished", "running", "damaged", "no run"]
@@ -60,10 +66,54 @@ def holds_runs(folder: Path) -> bool:
     return any(_runs_in(folder))
 
 
-def find_runs(references: Sequence[Path | None]) -> list[Run]:
+def _find_runs(references: Sequence[Path | None]) -> list[Run]:
     """All models that are named, and all in the folders of runs that are named, each once."""
     every = (one for each in references for one in (_runs_in(each) if each and holds_runs(each) else [each]))
     return [_look_at(reference) for reference in dict.fromkeys(every)]
+
+
+def tabulate_runs(
+    references: Sequence[Path | None],
+    prepare: "Callable[[Sequence[Run]], list[tuple[Run, Source]]]",
+    split: "Split",
+    output: Output,
+    device: "Device",
+    thresholds: "Sequence[Threshold]",
+    *,
+    tta: bool,
+    stored: bool,
+) -> None:
+    """Measure many runs, or take what is stored, and give one table. What cannot be measured is a row with its reason,
+    and ends the program with 1.
+    """
+    from cifarctl.cli.tables import runs_table
+    from cifarctl.cli.thresholds import check_thresholds, fail_below
+    from cifarctl.hardware import select_device
+    from cifarctl.training.signals import raised_signals
+
+    runs = _find_runs(references)
+    for run in runs:
+        if run.info:
+            if tta and run.info.kind != "classifier":
+                raise UsageError(f"--tta: test-time augmentation is for classifiers, and {run.path} is an autoencoder")
+            check_thresholds(thresholds, run.info, run.path)
+    if stored:
+        _take_stored(runs)
+    else:
+        ready = prepare(runs)
+        chosen_device = local_device(select_device(device))
+        remark_unproven(device, output)
+        with join_ranks(chosen_device) as ranks, raised_signals("while measuring"), shown_progress(output) as line:
+            _measure_runs(ready, split, chosen_device, ranks, line, tta=tta)
+        if not ranks.is_main:
+            return
+    rows = [run.row for run in _best_first(runs)]
+    output.result({"results": rows}, lambda: runs_table(rows))
+    fail_below([row for row in rows if "metrics" in row], thresholds)
+    # An unfinished run has nothing stored yet, which is no failure.
+    if failed := [row for row in rows if "error" in row and not (stored and row["state"] in ("unfinished", "running"))]:
+        report_error(f"{len(failed)} of {len(rows)} could not be {'read' if stored else 'measured'}")
+        raise typer.Exit(1)
 
 
 def prepare_runs(
@@ -101,7 +151,7 @@ def prepare_runs(
     return ready
 
 
-def measure_runs(
+def _measure_runs(
     ready: "Sequence[tuple[Run, Source]]",
     split: "Split",
     device: "torch.device",
@@ -133,7 +183,7 @@ def measure_runs(
             run.problem = str(error)
 
 
-def take_stored(runs: Sequence[Run]) -> None:
+def _take_stored(runs: Sequence[Run]) -> None:
     """Give each run what its training measured on the test split, if it has come so far."""
     for run in runs:
         stored = run.info.metrics.get("test") if run.info else None
@@ -143,7 +193,7 @@ def take_stored(runs: Sequence[Run]) -> None:
             run.result = {"data": data, "split": "test", "n": stored.get("n"), "metrics": metrics}
 
 
-def best_first(runs: Sequence[Run]) -> list[Run]:
+def _best_first(runs: Sequence[Run]) -> list[Run]:
     """By kind and data set, the best before the others; runs without figures come last."""
 
     def key(run: Run) -> tuple[Any, ...]:

@@ -4,10 +4,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import typer
+
+from cifarctl.cli.output import report_error
 from cifarctl.errors import UsageError
 from cifarctl.metrics import METRICS, Metric
+from cifarctl.wording import model_name
+
+if TYPE_CHECKING:
+    from cifarctl.weights import ModelInfo
+
+BELOW_THRESHOLD = 3
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,24 @@ class Threshold:
 def parse_thresholds(texts: Sequence[str] | None) -> list[Threshold]:
     """Raises UsageError."""
     return [Threshold.parse(text) for text in texts or []]
+
+
+def check_thresholds(thresholds: Sequence[Threshold], info: "ModelInfo", model: object) -> None:
+    """Raise UsageError if such a model is not measured by one of the metrics."""
+    for threshold in thresholds:
+        threshold.check_applies(info.kind, len(info.classes or ()), model)
+
+
+def fail_below(results: Sequence[Mapping[str, Any]], thresholds: Sequence[Threshold]) -> None:
+    """End the program with `BELOW_THRESHOLD` if a metric misses its threshold, and say which of which model."""
+    below = []
+    for result in results:
+        where = f"{model_name(result['model'])} on {result['split']}: " if len(results) > 1 else ""
+        shortfalls = (threshold.shortfall(result["metrics"]) for threshold in thresholds)
+        below += [where + text for text in shortfalls if text]
+    if below:
+        report_error("; ".join(below))
+        raise typer.Exit(BELOW_THRESHOLD)
 
 
 def _names(metrics: Iterable[Metric]) -> str:

@@ -204,6 +204,8 @@ def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:
                     line.show(Progress("Measuring"))
                 case Finished():
                     summary = event.summary
+                    for remark in event.remarks:
+                        output.status(remark)
     return summary
 
 

@@ -83,10 +83,11 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run is complete. summary: what `summary.json` holds."""
+    """A run is complete. summary: what `summary.json` holds. remarks: what the user should know, in words."""
 
     run: Path
     summary: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 Event = Started | Encoding | StepDone | EpochDone | Measuring | Finished

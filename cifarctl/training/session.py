@@ -4,7 +4,7 @@ this.
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cifarctl import weights
+from cifarctl.caches import has_temporary_folder, room_for_caches
 from cifarctl.data import Arrays, Dataset
 from cifarctl.data.splits import choose_shown
 from cifarctl.distributed import Ranks, join_ranks, local_device
@@ -95,16 +96,29 @@ def _train(
         ranks=ranks,
     )
     if ranks.is_main:
-        yield from _recorded(events, setup)
+        with _naming(setup.run.path):
+            yield from _recorded(events, setup)
     else:
         yield from (event for event in events if not isinstance(event, Fitted))
+
+
+@contextmanager
+def _naming(run: Path) -> Iterator[None]:
+    """Let an OSError that names no file, as TensorBoard's on a full disk, name the run's folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        raise OSError(error.errno, error.strerror, str(run)) from None
 
 
 def _needed_later(options: TrainOptions) -> list[str]:
     """The modules that a run imports after its start, in that order."""
     board = ["torch.utils.tensorboard"] if options.tensorboard else []
+    drawing = ["cifarctl.plots"] if has_temporary_folder() else []
     measuring = ["torchvision.utils", "torchmetrics.functional.image"] if options.kind == "autoencoder" else []
-    return ["triton.language", *board, *measuring, "cifarctl.plots"]
+    return ["triton.language", *board, *drawing, *(measuring if drawing else [])]
 
 
 def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup: Setup) -> Iterator[Event]:
@@ -131,7 +145,7 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
         if isinstance(setup.model, Classifier):
             calibrate(setup.model, setup.data.val, setup.precision)
             fit_typicality(setup.model, setup.data.train, setup.data.val, setup.precision)
-        summary = _finish(setup.model, info, run, board, setup.data, fitted)
+        summary, remarks = _finish(setup.model, info, run, board, setup.data, fitted)
     except (Interrupted, TrainingError):
         files.write()
         raise
@@ -140,7 +154,7 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
             board.close()
     run.checkpoint.remove()
     run.close()
-    yield Finished(run.path, summary)
+    yield Finished(run.path, summary, remarks)
 
 
 def _log_sample(board: TensorBoardLog, model: Model, val_set: Dataset, epoch: int, precision: Precision) -> None:
@@ -158,35 +172,23 @@ def _finish(
     board: TensorBoardLog | None,
     data: Data,
     fitted: Fitted,
-) -> dict[str, Any]:
-    """Measure the best epoch's model on the test split, or on val if there is none, and write the final files."""
-    from cifarctl import plots  # which imports Matplotlib: no step should wait for it
-
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Measure the best epoch's model on the test split, or on val if there is none, and write the final files: the
+    weights first, since pictures may fail. Returns the summary, and remarks.
+    """
     split = "test" if data.test else "val"
     measured_set = (data.test or data.val).to(data.train.images.device)
     report: AutoencoderReport | ClassifierReport
     if isinstance(model, Autoencoder):
-        report = evaluate_autoencoder(model, measured_set, data.train.images)
-        metrics: dict[str, Any] = dict(report.metrics)
-        chosen = choose_shown(measured_set.labels, 12)
-        figure = plots.reconstructions(measured_set.images[chosen].cpu(), report.reconstructions[chosen])
-        picture, curve = run.path / "reconstructions.png", "psnr"
+        with room_for_caches(run.path):
+            report = evaluate_autoencoder(model, measured_set, data.train.images)
     else:
         assert isinstance(model, Classifier)
         report = evaluate_classifier(model, measured_set)
-        metrics = dict(report.metrics)
-        figure = plots.confusion(report.confusion_matrix, measured_set.classes)
-        picture, curve = run.path / "confusion.png", "accuracy"
+    metrics: dict[str, Any] = dict(report.metrics)
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise TrainingError(f"the {split} split's {name} is not finite", hint="a lower `lr`, or `precision` fp32")
-    plots.save(figure, picture)
-    run.write_history(fitted.history)
-    plots.save(plots.curves(fitted.history, curve), run.path / "curves.png")
-    if board:
-        last_epoch = int(fitted.history[-1]["epoch"])
-        board.log_picture(f"{split}/{picture.stem}", picture, last_epoch)
-        board.log_end(split, metrics, last_epoch)
 
     best = next(record for record in fitted.history if record["epoch"] == fitted.best_epoch)
     val = {name.removeprefix("val_"): value for name, value in best.items() if name.startswith("val_")}
@@ -194,6 +196,19 @@ def _finish(
     of_splits = {"val": val, "test": figures} if data.test else {"val": {**val, **figures}, "test": None}
     measured = {"best_epoch": fitted.best_epoch, **of_splits}
     weights.save(run.model, weights.of_model(model), replace(info, metrics=measured))
+    run.write_history(fitted.history)
+    remarks: tuple[str, ...] = ()
+    try:
+        picture = _draw(run.path, report, measured_set, fitted)
+    except (OSError, Interrupted):  # a full disk: the run can be resumed once there is room
+        raise
+    except Exception as error:
+        remarks = (f"The pictures could not be drawn ({type(error).__name__}: {error}). The model is complete",)
+    if board:
+        last_epoch = int(fitted.history[-1]["epoch"])
+        if not remarks:
+            board.log_picture(f"{split}/{picture.stem}", picture, last_epoch)
+        board.log_end(split, metrics, last_epoch)
     summary = {
         "run": str(run.path),
         "model": str(run.model),
@@ -205,4 +220,21 @@ def _finish(
         "training_seconds": fitted.history[-1]["seconds"],
     }
     run.write_json(run.summary, summary)
-    return summary
+    return summary, remarks
+
+
+def _draw(folder: Path, report: "AutoencoderReport | ClassifierReport", measured_set: Dataset, fitted: Fitted) -> Path:
+    """Draw the learning curves, and what the model made of the measured split; return that picture's path."""
+    with room_for_caches(folder):
+        from cifarctl import plots  # which imports Matplotlib: no step should wait for it
+
+    if isinstance(report, AutoencoderReport):
+        chosen = choose_shown(measured_set.labels, 12)
+        figure = plots.reconstructions(measured_set.images[chosen].cpu(), report.reconstructions[chosen])
+        picture, curve = folder / "reconstructions.png", "psnr"
+    else:
+        figure = plots.confusion(report.confusion_matrix, measured_set.classes)
+        picture, curve = folder / "confusion.png", "accuracy"
+    plots.save(figure, picture)
+    plots.save(plots.curves(fitted.history, curve), folder / "curves.png")
+    return picture

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cifarctl.caches import room_for_caches
 from cifarctl.files import to_json
 from cifarctl.training.checkpoint import Record
 from cifarctl.training.run_files import LOG_SUFFIX
@@ -70,7 +71,8 @@ class TensorBoardLog:
 
     def log_images(self, tag: str, images: Tensor, columns: int, epoch: int) -> None:
         """A grid of images, uint8 or float in [0, 1], (N, 3, H, W), row by row."""
-        from torchvision.utils import make_grid
+        with room_for_caches(self._folder):
+            from torchvision.utils import make_grid
 
         floats = images.float() / 255 if images.dtype == torch.uint8 else images
         self._opened(epoch).add_image(tag, make_grid(floats, nrow=columns), epoch)

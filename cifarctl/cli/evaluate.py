@@ -96,7 +96,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Also measure how well a classifier tells the images in this folder, of none of its classes.",
+            help="Also measure how well typicality tells the images in this folder, of none of the classes, from "
+            "those of the split.",
             rich_help_panel=opt.DATA_PANEL,
         ),
     ] = None,
@@ -131,7 +132,12 @@ def evaluate(
     splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
     references = [*(model or ()), *(more or ())]
     if stored or (more and len(references) > 1) or any(map(holds_runs, references)):
-        refused = {"--plots": bool(plots), "--report": bool(report), "--split": len(splits) > 1}
+        refused = {
+            "--plots": bool(plots),
+            "--report": bool(report),
+            "--split": len(splits) > 1,
+            "--unfamiliar": bool(unfamiliar),
+        }
         if stored:
             refused |= {"--tta": tta, "--data": bool(data), "--split": bool(split), "--fail-under": bool(thresholds)}
         for name in (name for name, is_given in refused.items() if is_given):

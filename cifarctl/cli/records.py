@@ -148,7 +148,9 @@ def _table_line(record: Record, console: "Console") -> str:
     else:
         first, *rest = record["top"]
         line.append(f"{printable(record['label'] or UNKNOWN):<12}", style="bold")
-        line.append(f"{first['confidence']:>7.1%}", style="green" if first["confidence"] > 0.5 else "yellow")
+        # A rejected image has no confidence in `unknown`; those of the classes follow its path.
+        confidence = "" if record["label"] is None else f"{first['confidence']:.1%}"
+        line.append(f"{confidence:>7}", style="green" if first["confidence"] > 0.5 else "yellow")
         line.append(f" {'*' if is_unusual(record) else ' '} {printable(record['path'])}")
         for entry in [first, *rest] if record["label"] is None else rest:
             line.append(f"  {printable(entry['label'])} {entry['confidence']:.1%}", style="dim")

@@ -90,8 +90,13 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> Group:
         columns = [(details, metrics[:count]) for count in range(len(metrics), 0, -1)]
         columns += [(details[:count], metrics[:1]) for count in range(len(details) - 1, -1, -1)]
         tables.append(FirstThatFits([_runs_table(of_kind, *each) for each in columns]))
-    problems = [Text(f"{row['state']}: {printable(row['error'])}") for row in rows if "error" in row]
-    return Group(*tables, *problems)
+    names: dict[str, list[str]] = {}  # of the runs with the same problem
+    for row in rows:
+        if "error" in row:
+            names.setdefault(f"{row['state']}, not measured: {printable(row['error'])}", []).append(
+                printable(model_name(row["model"]))
+            )
+    return Group(*tables, *(Text(f"{', '.join(of)}: {problem}") for problem, of in names.items()))
 
 
 def _runs_table(rows: Sequence[Mapping[str, Any]], details: Sequence[str], metrics: Sequence[Metric]) -> Table:

@@ -265,7 +265,7 @@ def _summary_table(summary: dict[str, Any]) -> "RenderableType":
         f"{summary['arch']}, {measured_on(n, split, summary['data']['name'])}",
         metrics,
         {
-            "best epoch": f"{summary['best_epoch']} of {summary['epochs']}",
+            "kept epoch": f"{summary['best_epoch']} of {summary['epochs']}",
             "training": f"{summary['training_seconds']:.0f} s",
             "model": summary["model"],
         },

@@ -25,7 +25,7 @@ def check_unfamiliar(folder: Path, models: Sequence[Path]) -> None:
 
 
 NO_SCORE = "has no typicality score"
-HOW_TO_GET_IT = "cifarctl fits one at the end of train-clf, with at least 50 validation images"
+HOW_TO_GET_IT = "train-clf fits one if there are 50 validation images: train again with --val-size 50"
 
 
 def read_unfamiliar(folder: Path, device: "torch.device") -> tuple["Tensor", list[str]]:
@@ -69,6 +69,6 @@ def rows(measured: dict[str, Any] | None) -> dict[str, str]:
         return {}
     return {
         "unfamiliar images": f"{measured['n']:,}",
-        "AUROC against them": f"{measured['auroc']:.4f}",
-        "of them taken for familiar, if 95 % of the split are": f"{measured['false_positives_at_95']:.1%}",
+        "AUROC (1: told apart, 0.5: not at all)": f"{measured['auroc']:.4f}",
+        "accepted, with 95 % of the split": f"{measured['false_positives_at_95']:.1%}",
     }

@@ -74,7 +74,7 @@ def find_layout(root: Path) -> Layout:
             )
         raise DataError(
             f"{root}: {'not a folder' if os.path.lexists(root) else 'no such folder'}",
-            hint="`data` takes cifar10, cifar100, synthetic, or the path of a folder as it is now",
+            hint="`data` takes cifar10, cifar100, synthetic, or the path of your own pictures",
         )
     found = _split_folders(root)
     return next(make(root, found) for fits, make in LAYOUTS if fits(found))

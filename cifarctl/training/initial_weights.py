@@ -96,7 +96,11 @@ class InitialWeights:
         if unfit:
             remarks.append(f"new, since their shapes do not fit: {listed(unfit)}")
         if new_head:
-            remarks.append(f"head: new, since {new_head}")
+            remarks.append(
+                f"head: new, fitted to the training images, since {new_head}"
+                if not unfit
+                else f"head: new, since {new_head}"
+            )
             if not unfit:
                 assert isinstance(model, Classifier)
                 fit_head(model, of_classes, train)
@@ -220,4 +224,4 @@ def _rows_by_name(known: Sequence[str], wanted: Sequence[str]) -> Tensor | None:
 
 
 def _class_changes(known: tuple[str, ...], wanted: tuple[str, ...]) -> str:
-    return class_differences(known, "there", wanted, "here")
+    return class_differences(known, "that model", wanted, "your data")

@@ -20,6 +20,7 @@ from cifarctl.errors import Interrupted, TrainingError
 from cifarctl.evaluation import AutoencoderReport, ClassifierReport, evaluate_autoencoder, evaluate_classifier
 from cifarctl.hardware import Precision, reuse_memory, select_device
 from cifarctl.inference import reconstruct
+from cifarctl.metrics import METRICS
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.startup import import_beside, load_gpu_libraries
 from cifarctl.training.calibration import calibrate
@@ -27,7 +28,7 @@ from cifarctl.training.events import Encoding, EpochDone, Event, Finished, Fitte
 from cifarctl.training.initial_weights import adopted
 from cifarctl.training.loop import fit
 from cifarctl.training.options import TrainOptions, check
-from cifarctl.training.outliers import fit_typicality
+from cifarctl.training.outliers import MIN_VAL, fit_typicality
 from cifarctl.training.run_dir import EpochFiles, RunDir
 from cifarctl.training.setup import Data, Setup, set_up
 from cifarctl.training.tensorboard import TensorBoardLog
@@ -146,6 +147,7 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
             calibrate(setup.model, setup.data.val, setup.precision)
             fit_typicality(setup.model, setup.data.train, setup.data.val, setup.precision)
         summary, remarks = _finish(setup.model, info, run, board, setup.data, fitted)
+        remarks = (*_remarks_on_fit(setup, fitted), *remarks)
     except (Interrupted, TrainingError):
         files.write()
         raise
@@ -155,6 +157,24 @@ def _recorded(events: Iterator[Encoding | StepDone | EpochDone | Fitted], setup:
     run.checkpoint.remove()
     run.close()
     yield Finished(run.path, summary, remarks)
+
+
+def _remarks_on_fit(setup: Setup, fitted: Fitted) -> tuple[str, ...]:
+    """What the model lacks, or is worse in than it could be."""
+    val, remarks = len(setup.data.val), []
+    if isinstance(setup.model, Classifier) and setup.model.typicality is None:
+        remarks.append(f"No typicality score: it needs {MIN_VAL} validation images, and there are {val}")
+    metric = METRICS[setup.objective.metric]
+    values = {record["epoch"]: record[f"val_{metric.name}"] for record in fitted.history}
+    best, kept = max(values, key=values.__getitem__), fitted.best_epoch
+    # Two standard errors of an accuracy; 0.1 dB.
+    margin = 2 * math.sqrt(values[best] * (1 - values[best]) / val) if metric.name == "accuracy" else 0.1
+    if values[best] - values[kept] > margin:
+        remarks.append(
+            f"The last epoch was kept, which is worse on the validation images ({metric.text(values[kept])}) than epoch "
+            f"{best:.0f} ({metric.text(values[best])}); the recipe's keep=best would keep that one"
+        )
+    return tuple(remarks)
 
 
 def _log_sample(board: TensorBoardLog, model: Model, val_set: Dataset, epoch: int, precision: Precision) -> None:

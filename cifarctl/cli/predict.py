@@ -162,9 +162,8 @@ def predict(
         answers = ranks.streamed(iter(files), classify, _BATCHES_PER_SHARE * batch_size)
         total, failed, marked = _write(answers, write, _Classified(line, image), output if show else None)
     if marked and format == "table":
-        output.status(
-            f"* typicality below {UNUSUAL}: less like the training images than {1 - UNUSUAL:.0%} of the validation images"
-        )
+        rarer = f"less like the training images than {1 - UNUSUAL:.0%} of the validation images"
+        output.status(f"* typicality below {UNUSUAL}: {rarer}")
     _finish(files, total, failed, output)
 
 

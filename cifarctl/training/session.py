@@ -171,8 +171,8 @@ def _remarks_on_fit(setup: Setup, fitted: Fitted) -> tuple[str, ...]:
     margin = 2 * math.sqrt(values[best] * (1 - values[best]) / val) if metric.name == "accuracy" else 0.1
     if values[best] - values[kept] > margin:
         remarks.append(
-            f"The last epoch was kept, which is worse on the validation images ({metric.text(values[kept])}) than epoch "
-            f"{best:.0f} ({metric.text(values[best])}); the recipe's keep=best would keep that one"
+            f"The last epoch was kept, which is worse on the validation images ({metric.text(values[kept])}) than "
+            f"epoch {best:.0f} ({metric.text(values[best])}); the recipe's keep=best would keep that one"
         )
     return tuple(remarks)
 

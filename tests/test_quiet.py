@@ -94,8 +94,8 @@ class TestNoFolderForCaches:
     def read_only(self, tmp_path: Path) -> tuple[str, ...]:
         """What comes before a command: in its own view, nothing but `tmp_path` can be written under /tmp."""
         script = (
-            'mount --bind "$1" /var/tmp && mount -t tmpfs none /tmp && mkdir -p "$1" && mount --bind /var/tmp "$1" &&'
-            " mount -o remount,ro /tmp && mount -t tmpfs -o ro none /var/tmp && mount -t tmpfs -o ro none /dev/shm &&"
+            'mount --bind "$1" /var/tmp && mount --bind /tmp /tmp && mount -o remount,bind,ro,nosuid,nodev /tmp &&'
+            ' mount --bind /var/tmp "$1" && mount -t tmpfs -o ro none /var/tmp && mount -t tmpfs -o ro none /dev/shm &&'
             ' cd /proc && shift && exec "$@"'
         )
         return ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(tmp_path))

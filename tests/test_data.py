@@ -87,7 +87,7 @@ class TestFolder:
     ) -> None:
         with pytest.raises(DataError) as caught:
             Source(str(tmp_path / "data_none")).load("train")
-        hint = "takes cifar10, cifar100, synthetic, or the path of a folder as it is now"
+        hint = "takes cifar10, cifar100, synthetic, or the path of your own pictures"
         assert caught.value.hint == f"`data` {hint}"
         done = cifarctl("train-clf", "--data", tmp_path / "data_none", "--out", tmp_path / "run")
         assert done.err.splitlines() == [f"error: {caught.value}", f"hint: --data {hint}"]

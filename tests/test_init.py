@@ -90,9 +90,9 @@ class TestTheHead:
     @pytest.mark.parametrize(
         ("classes", "names", "says"),
         [
-            (FIRST, (*FIRST[:6], "comb"), "only there: bars; only here: comb"),
-            (OTHERS, None, "only there: disc, ring,"),
-            (FIRST[:3], ("0", "1", "2"), "only here: 0, 1, 2"),
+            (FIRST, (*FIRST[:6], "comb"), "only that model: bars; only your data: comb"),
+            (OTHERS, None, "only that model: disc, ring,"),
+            (FIRST[:3], ("0", "1", "2"), "only your data: 0, 1, 2"),
         ],
     )
     def test_is_new_for_other_classes_however_many(
@@ -103,7 +103,7 @@ class TestTheHead:
         assert found["groups.0.convs.0.weight"].equal(before["groups.0.convs.0.weight"])
         assert not (found["head.weight"][:, None] == before["head.weight"]).all(2).any()
         assert "22 of 23 tensors taken" in said
-        assert "head: new, since it is for other classes (" in said
+        assert "head: new, fitted to the training images, since it is for other classes (" in said
         assert says in said
 
     def test_of_numbers_is_not_taken_for_fewer_numbers(self, trained: Path, tmp_path: Path) -> None:
@@ -340,3 +340,14 @@ def test_images_that_the_weights_were_trained_on_are_no_new_test(
     assert done.code == 0, done.err
     assert f"{tmp_path / 'first'} was trained on 36 of the 40 test images, so the test metrics are too good" in done.err
     assert "val metrics" not in done.err
+
+
+def test_what_a_run_lacks_and_a_last_epoch_that_is_worse_are_said(cifarctl: Cifarctl, tmp_path: Path) -> None:
+    few = ("--data", "synthetic", "--limit", 400, "--no-tensorboard")
+    first = cifarctl("train-clf", *few, "--arch", "mlp", "--epochs", 6, "--out", tmp_path / "first")
+    assert "No typicality score: it needs 50 validation images, and there are 40" in first.err
+    assert "The last epoch" not in first.err
+    spoiled = ("--init", tmp_path / "first", "--epochs", 1, "--lr", 10)
+    done = cifarctl("train-clf", *few, *spoiled, "--out", tmp_path / "second")
+    assert "The last epoch was kept, which is worse on the validation images" in done.err
+    assert "keep=best" in done.err

@@ -204,7 +204,7 @@ class TestPredict:
         assert " * " in table[1]
         assert " * " not in table[0]
         assert len(table) == 2
-        assert "* less like the training images than 95% of the validation images" in done.err
+        assert "* typicality below 0.05: less like the training images than 95% of the" in done.err
 
     @pytest.mark.parametrize("value", ["-0.1", "1.5", "nan"])
     def test_reject_is_a_fraction(self, cifarctl: Cifarctl, fitted_file: Path, pictures: Path, value: str) -> None:

@@ -342,12 +342,11 @@ def test_images_that_the_weights_were_trained_on_are_no_new_test(
     assert "val metrics" not in done.err
 
 
-def test_what_a_run_lacks_and_a_last_epoch_that_is_worse_are_said(cifarctl: Cifarctl, tmp_path: Path) -> None:
-    few = ("--data", "synthetic", "--limit", 400, "--no-tensorboard")
-    first = cifarctl("train-clf", *few, "--arch", "mlp", "--epochs", 6, "--out", tmp_path / "first")
-    assert "No typicality score: it needs 50 validation images, and there are 40" in first.err
-    assert "The last epoch" not in first.err
-    spoiled = ("--init", tmp_path / "first", "--epochs", 1, "--lr", 10)
-    done = cifarctl("train-clf", *few, *spoiled, "--out", tmp_path / "second")
+def test_what_a_run_lacks_and_a_last_epoch_that_is_worse_are_said(
+    cifarctl: Cifarctl, classifier_run: Path, tmp_path: Path
+) -> None:
+    few = ("--data", "synthetic", "--limit", 100, "--val-size", 49, "--epochs", 1, "--no-tensorboard")
+    done = cifarctl("train-clf", *few, "--init", classifier_run, "--lr", 10, "--out", tmp_path / "run")
+    assert "No typicality score: it needs 50 validation images, and there are 49" in done.err
     assert "The last epoch was kept, which is worse on the validation images" in done.err
     assert "keep=best" in done.err

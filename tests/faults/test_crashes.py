@@ -61,7 +61,7 @@ class TestKill:
         """Killed at random moments, a third of them while a file is being written."""
         random_moments = random.Random(0)
         killed_while_saving = 0
-        for i in range(12):
+        for i in range(6):  # kills.py beside this file makes 40
             broken = tmp_path / f"broken {i}"
             process = start(*RUN, "--out", broken)
             wait_for_line(process, "400 images")

@@ -234,7 +234,7 @@ def test_evaluate_measures_the_same(classifier_run: Path, installed: Cifarctl) -
 
 @pytest.mark.thorough
 @pytest.mark.needs("/proc")
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [0])  # of three processes, another one is stopped below
 def test_a_stopped_process_is_named_in_time_and_its_run_goes_on(tmp_path: Path, stopped: int) -> None:
     run = tmp_path / "run"
     arguments = ("train-clf", *QUICK, "--arch", "mlp", "--epochs", "6", "--out", str(run))

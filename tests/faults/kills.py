@@ -196,13 +196,17 @@ def main() -> int:
     ):
         parser.add_argument(f"--{name}", type=int, default=count)
     given = parser.parse_args()
-    table: Counter[str] = Counter()
+    failed: set[str] = set()
 
     def tried(trial: Callable[[int], list[str]], count: int, pool: "multiprocessing.pool.Pool") -> None:
         started = time.monotonic()
+        table: Counter[str] = Counter()
         for outcomes in pool.imap_unordered(trial, range(count)):
             table.update(outcomes)
+            failed.update(outcome for outcome in outcomes if "OTHER BITS" in outcome or "FAILED" in outcome)
         print(f"{count} tries took {time.monotonic() - started:.0f} s", flush=True)
+        for outcome, times in sorted(table.items()):
+            print(f"{times:5}  {outcome}", flush=True)
 
     with tempfile.TemporaryDirectory() as temporary, multiprocessing.get_context("fork").Pool(given.jobs) as pool:
         folder = Path(temporary)
@@ -217,9 +221,7 @@ def main() -> int:
         trial = Trial(folder, given.seed, expected, seconds)
         for how, count in (("flip", given.flips), ("cut", given.cuts), ("other", given.others)):
             tried(partial(trial.damage, how), count, pool)
-    for outcome, count in sorted(table.items()):
-        print(f"{count:5}  {outcome}")
-    return int(any("OTHER BITS" in outcome or "FAILED" in outcome for outcome in table))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

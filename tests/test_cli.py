@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +87,20 @@ def test_an_unexpected_failure_is_one_line_and_a_traceback_only_on_demand(
     monkeypatch.setenv("CIFARCTL_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cifarctl("predict", "x.png")
+
+
+@pytest.mark.needs("POSIX")
+def test_a_line_is_written_whole_without_buffers() -> None:
+    """With PYTHONUNBUFFERED, which Docker images set, the lines of several processes must not mix."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # a datagram is a write
+    with ours, theirs:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        arguments = [command(), "train-clf", "--epochs", "many"]
+        assert subprocess.run(arguments, stderr=theirs, env=environment, check=False).returncode == 2
+        ours.settimeout(10)
+        error, hint = ours.recv(1000), ours.recv(1000)
+    assert (error[:7], error[-1:]) == (b"error: ", b"\n")
+    assert (hint[:6], hint[-1:]) == (b"hint: ", b"\n")
 
 
 def test_a_terminal_with_another_encoding_is_no_failure(installed: Cifarctl) -> None:

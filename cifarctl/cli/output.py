@@ -175,6 +175,8 @@ def report_error(message: str, hint: str | None = None) -> None:
     for label, text in (("error", message), ("hint", hint)):
         if text:
             try:
-                print(f"{label}: {printable(shortened(text))}", file=sys.stderr, flush=True)
+                # In one write: of several processes, without buffers (PYTHONUNBUFFERED), lines would mix.
+                sys.stderr.write(f"{label}: {printable(shortened(text))}\n")
+                sys.stderr.flush()
             except OSError:  # nobody hears it; the exit code is left
                 _silence(sys.stderr)

@@ -1,10 +1,9 @@
 """Fixtures: ways to run the command, a small archive, a folder of images, and models trained in seconds."""
 
-import hashlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import numpy as np
-import torch
 from filelock import FileLock
 from PIL import Image
 
@@ -39,7 +37,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    about = "7 minutes more" if config.getoption("--thorough") else "4 to 6 minutes with -n auto --dist loadscope"
+    about = "5 minutes more" if config.getoption("--thorough") else "5 to 7 minutes with -n auto --dist loadscope"
     return f"about {about}, on two idle cores"
 
 
@@ -81,28 +79,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 if is_demanded(name):
                     pytest.fail(f"CI must have this: {reason}", pytrace=False)
                 pytest.skip(reason)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _pca_once() -> Iterator[None]:
-    """In this process the principal components of the same images are computed once: that takes five seconds."""
-    from cifarctl.models import autoencoders, pca
-
-    fit_pca, known = pca.fit_pca, {}
-
-    def fit_once(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if type(images) is not torch.Tensor or images.device.type != "cpu":
-            return fit_pca(images)
-        key = (images.shape, hashlib.blake2b(images.contiguous().numpy().data).digest())
-        if key not in known:
-            known[key] = fit_pca(images)
-        mean, components = known[key]
-        return mean.clone(), components.clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (pca, autoencoders):
-            patch.setattr(module, "fit_pca", fit_once)
-        yield
 
 
 @pytest.fixture(autouse=True)

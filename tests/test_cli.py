@@ -96,7 +96,7 @@ def test_a_line_is_written_whole_without_buffers() -> None:
     with ours, theirs:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         arguments = [command(), "train-clf", "--epochs", "many"]
-        assert subprocess.run(arguments, stderr=theirs, env=environment, check=False).returncode == 2
+        assert subprocess.run(arguments, stderr=theirs.fileno(), env=environment, check=False).returncode == 2
         ours.settimeout(10)
         error, hint = ours.recv(1000), ours.recv(1000)
     assert (error[:7], error[-1:]) == (b"error: ", b"\n")

@@ -44,7 +44,7 @@ SHORT = (
     10,
     "--no-tensorboard",
 )
-RUN = ("train-ae", "--arch", "conv2", "--ema", 0.9, *SHORT)
+RUN = ("train-clf", "--set", "model.widths=24,24,24", "--ema", 0.9, *SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +69,12 @@ class TestKill:
                 wait_for_line(process, f"epoch {random_moments.randint(1, 9):>2}/10")
                 wait_for_temporary_file(broken)
             else:
-                time.sleep(random_moments.uniform(0, 4))
+                time.sleep(random_moments.uniform(0, 2))
             process.kill()
             process.communicate()
             killed_while_saving += bool(list(broken.glob(".*.part*")))
             if not (broken / "summary.json").exists():
-                resumed = installed("train-ae", "--out", broken, "--resume")
+                resumed = installed("train-clf", "--out", broken, "--resume")
                 assert resumed.code == 0, resumed.err
             assert model_bytes(broken) == model_bytes(whole), f"run {i}"
             assert not list(broken.glob(".*")), "what the killed process was writing is still there"
@@ -95,7 +95,7 @@ class TestKill:
         with monkeypatch.context() as patched:
             patched.setattr(RunDir, "write_history", dies)
             assert cifarctl(*RUN, "--out", broken).code == 1
-        assert cifarctl("train-ae", "--out", broken, "--resume").code == 0
+        assert cifarctl("train-clf", "--out", broken, "--resume").code == 0
         assert model_bytes(broken) == model_bytes(whole)
 
 
@@ -142,7 +142,7 @@ class TestQuickEpochs:
         best = load_file(out / "model.safetensors")
         kept = load_file(out / "checkpoint.safetensors")
         assert all(torch.equal(tensor, kept[f"best.{name}"]) for name, tensor in best.items())
-        assert cifarctl("train-ae", "--out", out, "--resume").code == 0
+        assert cifarctl("train-clf", "--out", out, "--resume").code == 0
         assert model_bytes(out) == model_bytes(whole)
 
     def test_a_kill_before_the_first_checkpoint_leaves_a_run_to_resume(
@@ -154,7 +154,7 @@ class TestQuickEpochs:
         out = tmp_path / "run"
         assert self.stopped(cifarctl, monkeypatch, out, die).code == 1
         assert {path.name for path in out.iterdir()} == {"config.json"}
-        assert cifarctl("train-ae", "--out", out, "--resume").code == 0
+        assert cifarctl("train-clf", "--out", out, "--resume").code == 0
         assert model_bytes(out) == model_bytes(whole)
 
     def test_a_loss_that_is_not_finite_leaves_the_best_epoch(
@@ -166,7 +166,7 @@ class TestQuickEpochs:
         out = tmp_path / "run"
         ended = self.stopped(cifarctl, monkeypatch, out, break_down)
         assert "no longer finite" in ended.error
-        assert weights.read_info(out / "model.safetensors").kind == "autoencoder"
+        assert weights.read_info(out / "model.safetensors").kind == "classifier"
         assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
 
 
@@ -195,7 +195,7 @@ class TestSignals:
             assert ended.code == 128 + number, err
             assert signal.Signals(number).name in ended.error
             assert "--resume" in err
-        assert cifarctl("train-ae", "--out", out, "--resume").code == 0
+        assert cifarctl("train-clf", "--out", out, "--resume").code == 0
         assert model_bytes(out) == model_bytes(whole)
 
     def test_a_second_sigint_ends_it_at_once(self, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_full_disk_keeps_what_was_saved(whole: Path, tmp_path: Path) -> None:
         usable = disk.run(command(), "evaluate", "-m", disk_folder / "run", "--json")
         assert usable.code == 0, usable.err
         filler.unlink()
-        resumed = disk.run(command(), "train-ae", "--out", disk_folder / "run", "--resume")
+        resumed = disk.run(command(), "train-clf", "--out", disk_folder / "run", "--resume")
         assert resumed.code == 0, resumed.err
         assert model_bytes(out) == model_bytes(whole)
 

@@ -1,6 +1,8 @@
 """Measurements and models in words, the same in the terminal and in a report."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cifarctl.files import PRETRAINED
 from cifarctl.names import printable
@@ -28,3 +30,14 @@ def measured_on(n: int, split: str, data: str) -> str:
     """On what was measured, as "10,000 test images of cifar10"."""
     note = " (drawn shapes: a smoke test, no benchmark)" if data == "synthetic" else ""
     return f"{n:,} {split} images of {data}{note}"
+
+
+def unfamiliar_rows(result: Mapping[str, Any]) -> dict[str, str]:
+    """What `evaluate --unfamiliar` measured, by title; nothing if it was not asked for. result: as JSON shows it."""
+    if (measured := result.get("unfamiliar")) is None:
+        return {}
+    return {
+        "unfamiliar images": f"{measured['n']:,}",
+        "AUROC (1: told apart, 0.5: not at all)": f"{measured['auroc']:.4f}",
+        "accepted, with 95 % of the split": f"{measured['false_positives_at_95']:.1%}",
+    }

@@ -261,6 +261,17 @@ class TestUnfamiliar:
         assert measured["auroc"] == pytest.approx(sum(above) / len(above), abs=0.002)
         assert measured["false_positives_at_95"] == (sum(above) < 0.95 * len(above))
 
+    def test_the_table_of_two_models_and_the_report_show_it(
+        self, cifarctl: Cifarctl, run: Path, pictures: Path, tmp_path: Path
+    ) -> None:
+        page = tmp_path / "report.html"
+        arguments = ("evaluate", "-m", run, "-m", run, "--unfamiliar", pictures)
+        measured = cifarctl(*arguments, "--report", page, "--json").json["results"][1]["unfamiliar"]
+        table = cifarctl(*arguments).out.splitlines()
+        assert table[1].endswith("AUROC of unfamiliar")
+        assert table[3].endswith(f" {measured['auroc']:.4f}")
+        assert f'<dd class="value">{measured["auroc"]:.4f}</dd>' in page.read_text(encoding="utf-8")
+
     def test_bad_folders_and_models_are_refused_before_anything_is_measured(
         self, cifarctl: Cifarctl, run: Path, early_file: Path, pictures: Path, tmp_path: Path
     ) -> None:

@@ -14,7 +14,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_model
 from cifarctl.cli.output import Output
 from cifarctl.cli.progress import ProgressLine, shown_progress
-from cifarctl.cli.unfamiliar import check_unfamiliar, read_unfamiliar, rows
+from cifarctl.cli.unfamiliar import check_unfamiliar, read_unfamiliar
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import UsageError
 from cifarctl.files import check_writable
@@ -287,10 +287,10 @@ def _figure_folder(plots: Path, number: int, data: str, split: str) -> Path:
 
 def _tables(result: dict[str, Any]) -> "list[Callable[[], RenderableType]]":
     from cifarctl.cli.tables import confusion_table, metrics_table, per_class_table
-    from cifarctl.wording import measured_on, model_name
+    from cifarctl.wording import measured_on, model_name, unfamiliar_rows
 
     title = f"{model_name(result['model'])}: {measured_on(result['n'], result['split'], result['data'])}"
-    speed = {"images/s": f"{result['images_per_second']:,.0f}", **rows(result.get("unfamiliar"))}
+    speed = {"images/s": f"{result['images_per_second']:,.0f}", **unfamiliar_rows(result)}
     tables: list[Callable[[], RenderableType]] = [lambda: metrics_table(title, result["metrics"], speed)]
     if result["kind"] == "classifier":
         classes = [row["label"] for row in result["per_class"]]

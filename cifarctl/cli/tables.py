@@ -44,8 +44,8 @@ class FirstThatFits:
 
 
 def comparison_table(results: Sequence[Mapping[str, Any]]) -> FirstThatFits:
-    """Several results of `evaluate` by model and split, with the gap to the first split if there are others. What is
-    too wide has fewer columns, the headline metric at least.
+    """Several results of `evaluate` by model and split, with the gap to the first split if there are others, and the
+    AUROC of unfamiliar images if it was measured. What is too wide has fewer columns, the headline metric at least.
     """
     measured = set.intersection(*(set(result["metrics"]) for result in results))
     columns = [metric for metric in compared(results[0]["kind"]) if metric.name in measured]
@@ -62,6 +62,9 @@ def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Sequence[Me
         table.add_column(metric.column, justify="right")
     if len(splits) > 1:
         table.add_column(f"minus {splits[0]}", justify="right")
+    has_unfamiliar = all("unfamiliar" in result for result in results)
+    if has_unfamiliar:
+        table.add_column("AUROC of unfamiliar", justify="right")
     for model in dict.fromkeys(result["model"] for result in results):
         rows = [result for result in results if result["model"] == model]
         for row in rows:
@@ -69,6 +72,8 @@ def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Sequence[Me
             if len(splits) > 1:
                 gap = row["metrics"][main.name] - rows[0]["metrics"][main.name]
                 cells.append("" if row is rows[0] else main.signed(gap))
+            if has_unfamiliar:
+                cells.append(f"{row['unfamiliar']['auroc']:.4f}")
             table.add_row(Text(model_name(model)), row["split"], *cells)
     return table
 

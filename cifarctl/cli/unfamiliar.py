@@ -61,14 +61,3 @@ def measure_unfamiliar(model: "Classifier", familiar: "Tensor", images: "Tensor"
         "auroc": auroc(familiar, unfamiliar),
         "false_positives_at_95": false_positives(familiar, unfamiliar),
     }
-
-
-def rows(measured: dict[str, Any] | None) -> dict[str, str]:
-    """The lines of a table."""
-    if measured is None:
-        return {}
-    return {
-        "unfamiliar images": f"{measured['n']:,}",
-        "AUROC (1: told apart, 0.5: not at all)": f"{measured['auroc']:.4f}",
-        "accepted, with 95 % of the split": f"{measured['false_positives_at_95']:.1%}",
-    }

@@ -21,7 +21,7 @@ from cifarctl.report.confusion import DIAGONAL, OFF_DIAGONAL
 from cifarctl.report.image_files import ImageFile
 from cifarctl.report.sections import ClassifierSection, Section, autoencoder_section, classifier_section
 from cifarctl.version import __version__
-from cifarctl.wording import format_p_value, format_score, measured_on
+from cifarctl.wording import format_p_value, format_score, measured_on, unfamiliar_rows
 
 __all__ = ["Section", "autoencoder_section", "classifier_section", "write_report"]
 
@@ -84,6 +84,7 @@ def _render(sections: Sequence[Section], differences: Sequence[Mapping[str, Any]
         "format_score": format_score,
         "image_file": partial(ImageFile.seen_from, folder),
         "measured_on": measured_on,
+        "unfamiliar_rows": unfamiliar_rows,
     }
     return environment.get_template("report.html").render(
         rows=_rows(sections, columns[0]),

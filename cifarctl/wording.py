@@ -8,6 +8,11 @@ from cifarctl.files import PRETRAINED
 from cifarctl.names import printable
 
 
+def counted(count: int, noun: str) -> str:
+    """How many, as "1 file" or "1,000 files"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_score(value: float | None) -> str:
     """A class's precision, recall or F1; a dash if it has none."""
     return "–" if value is None else f"{value:.3f}"

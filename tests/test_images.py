@@ -289,6 +289,21 @@ class TestSamples:
         else:
             assert differs(path, grey(31)) < 2
 
+    @pytest.mark.parametrize("colour", [2, 4, 6])
+    def test_dark_colours_of_16_bits_are_an_error(self, tmp_path: Path, colour: int) -> None:
+        """They may be samples of 8 or 12 bits, and Pillow reads the upper 8 of 16: a black picture."""
+        samples = {2: photo(31), 4: photo(31)[..., :2], 6: np.dstack((photo(31), photo(31)[..., 0]))}[colour]
+        samples = samples.astype(np.uint16)
+        if colour != 2:
+            samples[..., -1] = 65535  # opaque
+        path = tmp_path / "x.png"
+        path.write_bytes(png(samples, 16, colour))
+        with pytest.raises(ImageError, match="reach at most 255 of 65535: it is not known which value is white"):
+            read_image(path)
+        samples[..., :3] *= 257
+        path.write_bytes(png(samples, 16, colour))
+        assert read_image(path).max() > 200
+
     def test_a_transparent_colour_of_16_bits_is_an_error(self, tmp_path: Path) -> None:
         samples = (photo(31) * 257).astype(np.uint16)
         (tmp_path / "x.png").write_bytes(png(samples, 16, 2, chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))))

@@ -130,7 +130,7 @@ def test_the_latents_of_a_split_are_written_with_their_indices(
     file = tmp_path / "test.safetensors"
     done = cifarctl("reconstruct", "-m", autoencoder_run, "--latents", file)
     assert done.code == 0
-    assert done.out == f"{file}: 1000 latents of 64 floats\n"
+    assert done.out == f"{file}: 1,000 latents of 64 floats\n"
     assert [path.name for path in tmp_path.iterdir()] == ["test.safetensors"]
     tensors, test = load_file(file), Source("synthetic").load("test")
     model, _ = weights.load_autoencoder(autoencoder_run / "model.safetensors", torch.device("cpu"))
@@ -153,3 +153,41 @@ def test_the_latents_of_files_are_written_with_their_paths(
         assert opened.get_tensor("latents").shape == (30, 64)
     assert paths == sorted(str(path) for path in photos.iterdir())
     assert grid.exists()
+
+
+def test_what_is_read_is_never_replaced(cifarctl: Cifarctl, autoencoder_run: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "pictures" / "photo.png"
+    photo.parent.mkdir()
+    Image.new("RGB", (40, 40), "teal").save(photo)
+    before = photo.read_bytes()
+    run = ("-m", autoencoder_run)
+    for arguments, says in [
+        ((photo, "-o", photo), "would replace one of the files that are read"),
+        ((photo.parent, "-o", photo), "would replace one of the files that are read"),
+        ((photo.parent, "-o", photo.parent), "the pictures are read from this folder"),
+        ((photo, "--latents", photo), "not a .safetensors file"),
+        ((photo, "--latents", autoencoder_run / "model.safetensors"), "would replace one of the files that are read"),
+        ((photo, "--latents", autoencoder_run / "last.safetensors"), "would replace a file of the run"),
+    ]:
+        done = cifarctl("reconstruct", *arguments, *run)
+        assert (done.code, done.out) == (2, "")
+        assert says in done.error
+    assert photo.read_bytes() == before
+    assert list(photo.parent.iterdir()) == [photo]
+    assert cifarctl("reconstruct", photo, "-o", photo.parent / "grid.png", *run).code == 0
+
+
+def test_options_of_a_split_are_refused_with_images(
+    cifarctl: Cifarctl, autoencoder_run: Path, photos: Path, tmp_path: Path
+) -> None:
+    given = ("--data", tmp_path, "--split", "train", "--count", 2)
+    done = cifarctl("reconstruct", photos, "-m", autoencoder_run, *given, "-o", tmp_path / "grid.png")
+    assert (done.code, done.error) == (2, "error: --data, --split, --count: not with images, which are all drawn")
+
+
+@pytest.mark.parametrize("command", ["predict", "reconstruct"])
+def test_a_run_is_no_folder_of_pictures(cifarctl: Cifarctl, autoencoder_run: Path, command: str) -> None:
+    done = cifarctl(command, autoencoder_run)
+    assert (done.code, done.out) == (2, "")
+    assert done.error == f"error: {autoencoder_run}: the folder of a training run, not of pictures"
+    assert f"--model {autoencoder_run}" in done.err

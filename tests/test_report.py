@@ -248,6 +248,11 @@ class TestFile:
         folder = cifarctl("evaluate", "-m", classifier_run, "--report", tmp_path)
         assert (folder.code, folder.out) == (2, "")
         assert "a folder, not a file" in folder.error
+        photo = tmp_path / "photo.jpg"
+        photo.write_bytes(b"a photograph")
+        no_page = cifarctl("evaluate", "-m", classifier_run, "--report", photo)
+        assert (no_page.code, photo.read_bytes()) == (2, b"a photograph")
+        assert no_page.error == f"error: --report {photo}: not a .html file"
         (tmp_path / "file").touch()
         below = cifarctl("evaluate", "-m", classifier_run, "--report", tmp_path / "file" / "page.html")
         assert below.code == 1

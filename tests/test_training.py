@@ -727,6 +727,17 @@ def test_a_calibration_undoes_what_was_done_to_the_logits() -> None:
             assert (scaled - honest.softmax(1)).abs().mean() < 5e-3
 
 
+@pytest.mark.parametrize("count", [2, 9, 50])
+def test_a_few_images_that_are_all_right_make_no_answer_certain(count: int) -> None:
+    labels = torch.arange(count) % 2
+    logits = 4 * torch.nn.functional.one_hot(labels, 2) + torch.randn(
+        count, 2, generator=torch.Generator().manual_seed(0)
+    )
+    found = calibrated(logits, *map(torch.tensor, fit_calibration(logits, labels))).softmax(1)
+    # The rule of succession: of N that were right, the next one is with (N + 1) / (N + 2).
+    assert found.amax(1).mean().item() == pytest.approx((count + 1) / (count + 2), abs=0.03)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_calibrated_logits_are_finite_and_in_the_same_order(smoothing: float) -> None:
     torch.manual_seed(0)

@@ -1,6 +1,8 @@
 """How familiar a picture looks: fitted at the end of training, in the weights file, in every prediction."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import cifarctl as cifarctl_api
 from cifarctl import models, weights
+from cifarctl.cli.unfamiliar import remarks_on_unfamiliar
 from cifarctl.data import Dataset, Source
 from cifarctl.errors import WeightsError
 from cifarctl.files import PRETRAINED
@@ -197,7 +200,7 @@ class TestPredict:
         assert known["label"] == known["top"][0]["label"]
         assert noise["label"] is None
         assert noise["top"][0]["label"] in CLASSES
-        assert cifarctl(*options, "--format", "csv").out.splitlines()[2].split(",")[1] == "unknown"
+        assert cifarctl(*options, "--format", "csv").out.splitlines()[2].split(",")[1:3] == ["unknown", ""]
         done = cifarctl(*options, "--format", "table")
         table = done.out.splitlines()
         assert table[1].startswith("unknown ")
@@ -260,6 +263,22 @@ class TestUnfamiliar:
         above = [value is not None and value > noise for value in values]
         assert measured["auroc"] == pytest.approx(sum(above) / len(above), abs=0.002)
         assert measured["false_positives_at_95"] == (sum(above) < 0.95 * len(above))
+
+    def test_images_that_are_in_the_split_are_said(self, cifarctl: Cifarctl, run: Path, image_folder: Path) -> None:
+        shapes = ("disc", "ring")  # two of the model's classes, of pictures that are of none
+        folder = run.parent / "strange"
+        for name, colour in zip(shapes, ("blue", "red"), strict=True):
+            shutil.copytree(image_folder / "test" / colour, folder / "test" / name)
+        done = cifarctl("evaluate", "-m", run, "--data", folder, "--unfamiliar", folder / "test" / "disc")
+        assert done.code == 0
+        assert "--unfamiliar: 10 of 10 images are also in the split" in done.err
+
+    def test_a_split_that_is_as_unfamiliar_is_said(self) -> None:
+        split = Source("synthetic", limit=100).load("test").take(torch.arange(4))
+        others = replace(split, images=255 - split.images)
+        (remark,) = remarks_on_unfamiliar(others, split, torch.tensor([0.0, 0.0, 0.0, 0.3]))
+        assert remark.startswith("75% of the split's images have a typicality of 0, as unfamiliar ones have")
+        assert not remarks_on_unfamiliar(others, split, torch.tensor([0.1, 0.2, 0.6, 0.3]))
 
     def test_the_table_of_two_models_and_the_report_show_it(
         self, cifarctl: Cifarctl, run: Path, pictures: Path, tmp_path: Path

@@ -14,6 +14,7 @@ from cifarctl.cli import options as opt
 from cifarctl.cli.completion import complete_model
 from cifarctl.cli.output import Output
 from cifarctl.cli.progress import ProgressLine, shown_progress
+from cifarctl.cli.targets import check_target
 from cifarctl.cli.unfamiliar import check_unfamiliar, read_unfamiliar
 from cifarctl.distributed import Ranks, join_ranks, local_device
 from cifarctl.errors import UsageError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from cifarctl.cli.measure import Measured, ModelOnData
-    from cifarctl.data import Split
+    from cifarctl.data import Dataset, Split
 
 _ONE_BY_ONE = "name a model with -m, or several, each with its own -m"
 _REPORT_IMAGES = 1200  # of all sections: at 3 KB each, the page stays under 5 MB
@@ -199,6 +200,7 @@ def _check_targets(plots: Path | None, report: Path | None) -> None:
         raise UsageError(f"--plots {plots}: a file, not a folder")
     if report and report.is_dir():
         raise UsageError(f"--report {report}: a folder, not a file")
+    check_target("--report", report, suffixes=(".html", ".htm"))
 
 
 def _prepare_data(
@@ -225,7 +227,7 @@ def _measure_all(
     tta: bool,
     plots: Path | None,
     has_report: bool,
-    unfamiliar: "torch.Tensor | None",
+    unfamiliar: "Dataset | None",
 ) -> "list[Measured]":
     """Each model on each split, the first split first."""
     from cifarctl.cli.measure import MeasureOptions, measure
@@ -245,6 +247,8 @@ def _measure_all(
             images = model.source.load(split).to(device)
             wanted = MeasureOptions(tta, figures, report_images, ranks, line.show, unfamiliar)
             measured.append(measure(model, split, images, wanted))
+            for remark in measured[-1].remarks:
+                output.status(remark)
     return measured
 
 

@@ -1,7 +1,7 @@
 """What `cifarctl evaluate` does for one model and split: measure, draw figures, and collect what a report shows."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +77,7 @@ class MeasureOptions:
 
     tta: average a classifier over six views. figures: a folder for them. report_images: how many images a report's
     section may show; 0 makes no section. ranks: the processes that share out the images. on_event: called with a
-    Progress as the work goes on. unfamiliar: images of none of the classes, uint8 (M, 3, 32, 32), to tell from the
-    split's.
+    Progress as the work goes on. unfamiliar: images of none of the classes, to tell from the split's.
     """
 
     tta: bool = False
@@ -86,19 +85,20 @@ class MeasureOptions:
     report_images: int = 0
     ranks: Ranks = ALONE
     on_event: OnEvent = ignore
-    unfamiliar: "Tensor | None" = None
+    unfamiliar: "Dataset | None" = None
 
 
 @dataclass(frozen=True)
 class Measured:
     """result: what JSON shows. scores: (N,), whether each image was right, bool, or its PSNR in dB, float.
 
-    section: of a report, if there is to be one.
+    section: of a report, if there is to be one. remarks: what is odd with the result, in words.
     """
 
     result: dict[str, Any]
     scores: "Tensor"
     section: "Section | None"
+    remarks: list[str] = field(default_factory=list)
 
 
 def find_models(
@@ -184,10 +184,12 @@ def _measure_classifier(
         "confusion_matrix": report.confusion_matrix,
         "images_per_second": round(report.images_per_second, 1),
     }
+    remarks = []
     if options.unfamiliar is not None and report.typicality is not None:
-        from cifarctl.cli.unfamiliar import measure_unfamiliar
+        from cifarctl.cli.unfamiliar import measure_unfamiliar, remarks_on_unfamiliar
 
-        result["unfamiliar"] = measure_unfamiliar(classifier, report.typicality, options.unfamiliar)
+        result["unfamiliar"] = measure_unfamiliar(classifier, report.typicality, options.unfamiliar.images)
+        remarks = remarks_on_unfamiliar(options.unfamiliar, images, report.typicality)
     section = None
     if options.report_images:
         from cifarctl.report import classifier_section
@@ -196,7 +198,7 @@ def _measure_classifier(
         section = classifier_section(
             result, images, report.probabilities, history, options.report_images, report.typicality
         )
-    return Measured(result, report.probabilities.argmax(1) == labels, section)
+    return Measured(result, report.probabilities.argmax(1) == labels, section, remarks)
 
 
 def _measure_autoencoder(

@@ -242,3 +242,9 @@ def remark_unproven(device: DeviceName, output: Output) -> None:
     """Print a remark if nobody has checked the results of the device that the user has named."""
     if device == "mps":
         output.status("mps: nobody has checked the results of a Mac's GPU yet; those of --device cpu are tested")
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user has written this option or argument, rather than a default or a variable of the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

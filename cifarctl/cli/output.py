@@ -163,9 +163,9 @@ def with_options(text: str, parameters: Set[str]) -> str:
 
     def option(match: re.Match[str]) -> str:
         name = match[1]
-        if name in by_assignment:
-            return f"--set {name}"
-        return f"--{name.replace('_', '-')}" if name in parameters else match[0]
+        if name in parameters:
+            return f"--{name.replace('_', '-')}"
+        return f"--set {name}" if name in by_assignment else match[0]
 
     return re.sub(r"`([a-z0-9_]+)`", option, text)
 

@@ -29,11 +29,13 @@ from cifarctl.cli.records import (
     is_unusual,
     open_writer,
 )
+from cifarctl.cli.targets import check_target
 from cifarctl.cli.unfamiliar import HOW_TO_GET_IT, NO_SCORE
 from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.hardware import Precision
 from cifarctl.progress import Progress
+from cifarctl.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,6 +137,7 @@ def predict(
     if reject is not None and not 0 <= reject <= 1:
         raise UsageError(f"--reject {reject:g}: not from 0 to 1")
     path = weights.resolve(model, "classifier")
+    check_target("--out", out, [path, *(Path(name) for name in image if name != "-")])
     chosen_device = local_device(select_device(device))
     output = Output(quiet=quiet)
     opt.remark_unproven(device, output)
@@ -239,7 +242,7 @@ def _finish(files: "ImageFiles", total: int, failed: int, output: Output) -> Non
     if ignored := files.describe_ignored():
         output.status(ignored)
     if failed:
-        output.status(f"{failed:,} of {total:,} files could not be read")
+        output.status(f"{failed:,} of {counted(total, 'file')} could not be read")
     if files.empty:
         more = f" (nor in {len(files.empty) - 1} more)" if len(files.empty) > 1 else ""
         report_error(f"{files.empty[0]}: no images in it{more}")

@@ -9,11 +9,13 @@ import typer
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output, report_error
 from cifarctl.cli.progress import ProgressLine, shown_progress
+from cifarctl.cli.targets import check_target
 from cifarctl.data import Split
 from cifarctl.distributed import process_number
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.names import portable_name, printable
 from cifarctl.progress import Progress
+from cifarctl.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +26,7 @@ _MAX_COUNT = 240
 
 
 def reconstruct(
+    context: typer.Context,
     image: Annotated[
         list[str] | None,
         typer.Argument(
@@ -95,9 +98,10 @@ def reconstruct(
     output = Output(json=json, quiet=quiet)
     if out is None and latents is None:
         out = Path("reconstructions.png")
-    if out and out.suffix and out.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: a grid is a .png file", hint="name a .png file, or a folder")
+    if image and (unused := [f"--{name}" for name in ("data", "split", "count") if opt.is_given(context, name)]):
+        raise UsageError(f"{', '.join(unused)}: not with images, which are all drawn")
     path = weights.resolve(model, "autoencoder")
+    _check_targets(out, latents, [path, *map(Path, image or ())])
     autoencoder, info = weights.load_autoencoder(path, select_device(device))
     opt.remark_unproven(device, output)
     check_writable(out if out is None or out.suffix else out / "0000.png", latents)
@@ -146,9 +150,13 @@ def reconstruct(
         "psnr_image_mean": sum(decibels) / len(decibels),
         "images": [{"name": name, "psnr": value} for name, value in zip(names, decibels, strict=True)],
     }
-    lines = [f"{printable(str(latents))}: {len(every)} latents of {autoencoder.latent_dim} floats"] if latents else []
+    lines = (
+        [f"{printable(str(latents))}: {counted(len(every), 'latent')} of {autoencoder.latent_dim} floats"]
+        if latents
+        else []
+    )
     if out:
-        drawn = "1 image" if len(images) == 1 else f"{len(images)} images"
+        drawn = counted(len(images), "image")
         lines.append(f"{printable(str(out))}: {drawn}, PSNR {result['psnr_image_mean']:.2f} dB (mean of the images')")
     output.result(result, lambda: "\n".join(lines))
     if failures:
@@ -166,6 +174,16 @@ def _names(dataset: "Dataset", chosen: "Tensor") -> tuple[list[str], list[str]]:
         return names, [f"{label} {Path(name).stem}" for label, name in zip(labels, names, strict=True)]
     names = [f"{i} {label}" for i, label in zip(indices, labels, strict=True)]
     return names, names
+
+
+def _check_targets(out: Path | None, latents: Path | None, read: list[Path]) -> None:
+    """Raise UsageError unless both may be written. read: what the command reads."""
+    if out and out.suffix and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: a grid is a .png file", hint="name a .png file, or a folder")
+    if out and out.is_dir() and any(each.is_dir() and out.samefile(each) for each in read):
+        raise UsageError(f"--out {out}: the pictures are read from this folder", hint="name another folder")
+    check_target("--out", out, read)
+    check_target("--latents", latents, read, (".safetensors",))
 
 
 def _prepared_source(

@@ -110,7 +110,7 @@ def _cells(record: Record, top_k: int) -> list[Any]:
     ranked = record.get("top") or [{"label": "", "confidence": ""}] * top_k
     cells = [cell for entry in ranked for cell in (entry["label"], entry["confidence"])]
     if "top" in record and record["label"] is None:
-        cells[0] = UNKNOWN
+        cells[:2] = UNKNOWN, ""  # the confidence would be that of a class which is not named
     return [record["path"], *cells, record.get("error", ""), record.get("typicality")]
 
 

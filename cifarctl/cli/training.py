@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cifarctl.cli.options import remark_unproven
+from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output
 from cifarctl.cli.progress import ProgressLine, shown_progress
 from cifarctl.distributed import may_restart, process_number, restarts, torchrun_words
@@ -65,7 +65,7 @@ def run_training(
         options = _resumed(context, options, check_stored_options(run.read_config(), run.config))
     options = adopted(options)
     check(options)
-    remark_unproven(options.device, output)
+    opt.remark_unproven(options.device, output)
     _remark_slow(options, output)
     ensure_data(options.source, output, offline=offline)
     run_path = out if resume else None
@@ -156,7 +156,7 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
     """The stored options, with those given anew that may be, after checking that no other was with another value."""
     from cifarctl.training.options import resumed
 
-    names = [name for name in context.params if _is_given(context, name)]
+    names = [name for name in context.params if opt.is_given(context, name)]
     if "assignments" in names:
         names += [*(given.overrides or {}), *(["latent_dim"] if given.latent_dim is not None else [])]
     try:
@@ -165,11 +165,6 @@ def _resumed(context: typer.Context, given: "TrainOptions", stored: "TrainOption
         if error.hint:
             error.hint = "leave the option out to resume, or start another run"
         raise
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _show(events: "Iterable[Event]", output: Output) -> dict[str, Any]:

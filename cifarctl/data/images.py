@@ -25,14 +25,15 @@ from cifarctl.data.decoders import FILES_IN_THREADS, DecoderProcesses
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX, why_not_read
 from cifarctl.data.image_opening import bytes_when_opened, is_png, open_image, without_metadata
 from cifarctl.data.pixels import to_array
-from cifarctl.errors import ImageError
+from cifarctl.errors import ImageError, UsageError
+from cifarctl.wording import counted
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its warnings about damaged files go to stderr
 
 EXAMPLE = Path(__file__).with_name("example.jpg")  # Chelsea the cat, by Stefan van der Walt (CC0)
 _EXAMPLE_NAME = str(EXAMPLE)
 _KINDS_SHOWN = 5
-
+_SKIPPED = frozenset({"__MACOSX", "@eaDir"})  # what a Mac's archiver, and a Synology's thumbnails, lie in
 
 _LARGE_IMAGE_BYTES = 16_000_000
 _LONG_FILE_BYTES = 64_000_000
@@ -235,7 +236,7 @@ class ImageFiles:
     """Iterate over image files: the given files themselves, and for each given folder the files under it, at any depth,
     whose suffix is that of an image. In each folder, files come in sorted order, before those of subfolders.
 
-    Names that start with a dot and `__MACOSX` are skipped. Links to folders are followed once each, after all else.
+    Names that start with a dot are skipped, and `_SKIPPED`. Links to folders are followed once each, after all else.
     A folder that cannot be listed is yielded itself, so that reading it gives the error.
 
     ignored: the number of other files, by suffix in lower case. example: the first of them. empty: the given folders
@@ -269,8 +270,7 @@ class ImageFiles:
             return ""
         kinds = [suffix or "no suffix" for suffix, _ in self.ignored.most_common()]
         shown = ", ".join(kinds[:_KINDS_SHOWN]) + (", …" if len(kinds) > _KINDS_SHOWN else "")
-        count = self.ignored.total()
-        return f"{count:,} other file{'s' if count > 1 else ''} ignored: {shown}"
+        return f"{counted(self.ignored.total(), 'other file')} ignored: {shown}"
 
     def _search(self, root: Path) -> Iterator[Path]:
         folders, links = [str(root)], deque[str]()
@@ -289,7 +289,7 @@ class ImageFiles:
             seen.add(identity)
             subfolders: list[str] = []
             for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                if entry.name.startswith(".") or entry.name in _SKIPPED:
                     continue
                 if _is_folder(entry):
                     (links if entry.is_symlink() else subfolders).append(entry.path)
@@ -307,8 +307,16 @@ def find_images(folder: Path) -> ImageFiles:
 
 
 def expand(paths: Iterable[Path]) -> ImageFiles:
-    """Each path, or the images under it if it is a folder. `paths` may be endless."""
-    return ImageFiles(paths)
+    """Each path, or the images under it if it is a folder. `paths` may be endless. Raises UsageError, when it comes to
+    it, on the folder of a training run: its charts are no photographs.
+    """
+    return ImageFiles(map(_no_run, paths))
+
+
+def _no_run(path: Path) -> Path:
+    if all(os.path.isfile(path / name) for name in ("config.json", "model.safetensors")):  # noqa: PTH113 (as above)
+        raise UsageError(f"{path}: the folder of a training run, not of pictures", hint=f"`model` {path} takes the run")
+    return path
 
 
 def _identity(folder: Path | str) -> tuple[int, int]:

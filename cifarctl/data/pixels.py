@@ -36,7 +36,10 @@ def to_array(opened: ImageFile) -> NDArray[np.uint8]:
     ImageError if the meaning of the samples is not known, and whatever Pillow raises on damaged pixels.
     """
     _scale_transparent_colour(opened)
+    has_low_bytes = _has_low_bytes(opened)
     opened.load()
+    if has_low_bytes:
+        _check_high_bytes(opened)
     transpose = _TRANSPOSE_OF_ORIENTATION.get(_orientation(opened))
     image = _reduced(opened, _conversion(opened))
     if transpose is not None:
@@ -79,6 +82,23 @@ def _scale_transparent_colour(image: ImageFile) -> None:
         if any(value % 257 for value in key):  # it has no 8-bit equivalent, and Pillow cuts the samples to 8 bits
             raise ImageError("its transparent colour has 16 bits, and colours of 8 bits are compared with it")
         image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _has_low_bytes(image: ImageFile) -> bool:
+    """Whether the colours have 16 bits per sample, of which Pillow reads the upper 8."""
+    arguments = image.tile[0][3] if image.tile else ""
+    raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return isinstance(raw_mode, str) and ";16" in raw_mode and image.mode in ("RGB", "RGBA", "LA")
+
+
+def _check_high_bytes(image: ImageFile) -> None:
+    """Raise ImageError if all colours are so dark that they may be samples of 8 to 12 bits in a wider type."""
+    colours = image.mode.removesuffix("A")
+    highest = max(int(np.asarray(strip)[..., : len(colours)].max()) for strip in _strips(image))
+    if highest < 16:
+        raise ImageError(
+            f"its samples of 16 bits reach at most {256 * highest + 255} of 65535: it is not known which value is white"
+        )
 
 
 def _conversion(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:

@@ -28,15 +28,18 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     underconfident, overfitting makes it overconfident. A temperature alone (Guo et al., "On Calibration of Modern
     Neural Networks", 2017) cannot undo label smoothing: when it is right for confident predictions, it makes the others
     overconfident.
+
+    Each image counts as seen (N + 1) / (N + 2) right and the rest wrong, as Platt's targets do ("Probabilistic Outputs
+    for Support Vector Machines", 1999): nine images that all are right are no reason to be certain of every answer.
     """
     logits, labels = logits.cpu().double(), labels.cpu()  # mps has no float64
 
     def losses(exponents: list[float], smoothing: float) -> list[float]:
         temperatures = torch.tensor(exponents, dtype=torch.float64).exp2()[:, None, None]
-        likelihoods = calibrated(logits, temperatures, torch.tensor(smoothing)).log_softmax(
-            -1
-        )  # (exponents, N, classes)
-        return likelihoods[:, torch.arange(len(labels)), labels].mean(1).neg().tolist()
+        logs = calibrated(logits, temperatures, torch.tensor(smoothing)).log_softmax(-1)  # (exponents, N, classes)
+        right = logs[:, torch.arange(len(labels)), labels]
+        wrong = (1 - right.exp()).clamp_min(1e-12).log()
+        return torch.lerp(right, wrong, 1 / (len(labels) + 2)).mean(1).neg().tolist()
 
     # A grid search, then finer ones, each around the best point so far.
     exponent, smoothing, step = 0.0, 0.15, 0.5

@@ -22,6 +22,7 @@ from cifarctl.hardware import memory_format
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.names import is_text
 from cifarctl.version import __version__
+from cifarctl.wording import with_article
 
 _FORMAT = "1"
 _HEADER_BYTES = 100_000_000  # the maximum that safetensors accepts
@@ -132,8 +133,7 @@ def read_info(path: Path) -> ModelInfo:
 def check_kind(path: Path, info: ModelInfo, kind: models.Kind) -> None:
     """Raise WeightsError if the file holds a model of the other kind."""
     if info.kind != kind:
-        article = "an" if info.kind == "autoencoder" else "a"
-        raise WeightsError(f"{path}: holds {article} {info.kind}, but {kind} weights are needed")
+        raise WeightsError(f"{path}: holds {with_article(info.kind)}, but {kind} weights are needed")
 
 
 def _load(path: Path, device: torch.device, kind: models.Kind, model_class: type[M]) -> tuple[M, ModelInfo]:

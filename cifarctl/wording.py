@@ -31,6 +31,11 @@ def model_name(path: str) -> str:
     return printable(str(file.parent) if file.name == "model.safetensors" and file.parent.name else path)
 
 
+def with_article(noun: str) -> str:
+    """As "an autoencoder" or "a classifier"."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def measured_on(n: int, split: str, data: str) -> str:
     """On what was measured, as "10,000 test images of cifar10"."""
     note = " (drawn shapes: a smoke test, no benchmark)" if data == "synthetic" else ""

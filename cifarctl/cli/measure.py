@@ -1,13 +1,14 @@
 """What `cifarctl evaluate` does for one model and split: measure, draw figures, and collect what a report shows."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarctl.distributed import ALONE, Ranks
 from cifarctl.errors import ChangedDataError, DataError, UsageError
 from cifarctl.progress import OnEvent, Progress, ignore
+from cifarctl.wording import with_article
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,12 +102,39 @@ class Measured:
     remarks: list[str] = field(default_factory=list)
 
 
+def on_data(
+    path: Path, info: "ModelInfo", data: str | None, data_dir: Path | None, sources: "dict[Source, Source]"
+) -> ModelOnData:
+    """A model with `data`, or with its own if that is None. sources: of the other models, so that each is read once."""
+    from cifarctl.data import Source
+
+    source = Source.trained_on(info.data, data, data_dir, classes=tuple(info.classes))
+    return ModelOnData(path, info, sources.setdefault(source, source))
+
+
+def images_of(source: "Source", split: "Split") -> "Source":
+    """What decides which images the split has: equal for two sources if these are the same, in the same order."""
+    from cifarctl.data import locate
+
+    is_drawn = split != "test" and "val" not in source.stored
+    return replace(
+        source,
+        name=locate(source.name),
+        # The seed draws val, and all of the synthetic images; a limit changes train alone.
+        seed=source.seed if is_drawn or split == "train" or source.name == "synthetic" else 0,
+        val_size=source.val_size if is_drawn or split == "train" else None,
+        limit=source.limit if split == "train" else None,
+        draws_val=is_drawn,
+        only_measured=source.only_measured and "all" in source.stored,
+        model_classes=(),
+    )
+
+
 def find_models(
     paths: Sequence[Path | None], splits: "list[Split]", data: str | None, data_dir: Path | None, *, tta: bool
 ) -> list[ModelOnData]:
     """The models with their data. Raises UsageError if they cannot be compared."""
     from cifarctl import weights
-    from cifarctl.data import Source, locate
 
     models: list[ModelOnData] = []
     sources: dict[Source, Source] = {}  # each is read once
@@ -115,22 +143,33 @@ def find_models(
         info = weights.read_info(path)
         if tta and info.kind != "classifier":
             raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
-        source = Source.trained_on(info.data, data, data_dir, classes=tuple(info.classes))
-        models.append(ModelOnData(path, info, sources.setdefault(source, source)))
+        models.append(on_data(path, info, data, data_dir, sources))
     first = models[0]
     for other in models[1:]:
         if other.info.kind != first.info.kind:
-            raise UsageError(f"--model: {first.path} is a {first.info.kind} and {other.path} a {other.info.kind}")
-        # The seed draws val, and all of the synthetic images; a limit changes train alone.
-        drawn_alike = splits == ["test"] and first.source.name != "synthetic"
-        drawn_alike |= (other.source.seed, other.source.val_size) == (first.source.seed, first.source.val_size)
-        drawn_alike &= other.source.limit == first.source.limit or "train" not in splits
-        if locate(other.source.name) != locate(first.source.name) or not drawn_alike:
-            raise UsageError(
-                f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
-                hint="compare them on --split test of one --data",
-            )
+            kinds = [with_article(model.info.kind) for model in (first, other)]
+            raise UsageError(f"--model: {first.path} is {kinds[0]} and {other.path} {kinds[1]}")
+        for split in splits:
+            _check_comparable(first, other, split)
     return models
+
+
+def _check_comparable(first: ModelOnData, other: ModelOnData, split: "Split") -> None:
+    """Raise UsageError unless both models would be measured on the same images."""
+    one, two = (images_of(model.source, split) for model in (first, other))
+    if one == two:
+        return
+    if replace(one, only_measured=two.only_measured) == two:
+        own, new = (other, first) if one.only_measured else (first, other)
+        raise UsageError(
+            f"--model: {own.path} was trained on {own.source.name}, so its {split} split is the images held out of it, "
+            f"and that of {new.path} is all of them",
+            hint="compare them on data with a test split, or on images that none of them was trained on",
+        )
+    raise UsageError(
+        f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
+        hint="compare them on --split test of one --data",
+    )
 
 
 def measure(model: ModelOnData, split: "Split", images: "Dataset", options: MeasureOptions) -> Measured:

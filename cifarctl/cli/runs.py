@@ -1,5 +1,6 @@
 """`evaluate` of many runs at once: which there are in a folder, in what state each is, and one table of them all."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,13 @@ from cifarctl.distributed import join_ranks, local_device
 from cifarctl.errors import DataError, RunDirError, UsageError, WeightsError
 from cifarctl.metrics import METRICS, headline
 from cifarctl.progress import Progress
+from cifarctl.training.run_files import is_ours
+from cifarctl.wording import measured_on
 
 if TYPE_CHECKING:
     import torch
 
+    from cifarctl.cli.measure import ModelOnData
     from cifarctl.cli.thresholds import Threshold
     from cifarctl.data import Dataset, Source, Split
     from cifarctl.distributed import Ranks
@@ -25,7 +29,8 @@ if TYPE_CHECKING:
     from cifarctl.weights import ModelInfo
 
 State = Literal["finished", "unfinished", "running", "damaged", "no run"]
-_FILES = ("model.safetensors", "config.json", "checkpoint.safetensors")
+_SUFFIX = ".safetensors"
+_WEIGHTS = ("model.safetensors", "checkpoint.safetensors")
 
 
 @dataclass
@@ -33,7 +38,8 @@ class Run:
     """What is known of one of many models.
 
     path: its weights file, or what the user named. problem: why it cannot be measured; empty if it can. config: of
-    `config.json`, empty without one. result: what was measured, as `evaluate --json` shows it.
+    `config.json`, empty without one. result: what was measured, as `evaluate --json` shows it. on: the images that it
+    was measured on, in words.
     """
 
     path: Path
@@ -42,6 +48,7 @@ class Run:
     info: "ModelInfo | None" = None
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+    on: str = ""
 
     @property
     def row(self) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def _find_runs(references: Sequence[Path | None]) -> list[Run]:
 
 def tabulate_runs(
     references: Sequence[Path | None],
-    prepare: "Callable[[Sequence[Run]], list[tuple[Run, Source]]]",
+    prepare: "Callable[[Sequence[Run]], list[tuple[Run, ModelOnData]]]",
     split: "Split",
     output: Output,
     device: "Device",
@@ -88,10 +95,14 @@ def tabulate_runs(
     """
     from cifarctl.cli.tables import runs_table
     from cifarctl.cli.thresholds import check_thresholds, fail_below
+    from cifarctl.data.fingerprint import listed
     from cifarctl.hardware import select_device
     from cifarctl.training.signals import raised_signals
 
     runs = _find_runs(references)
+    for folder in dict.fromkeys(each for each in references if each and holds_runs(each)):
+        if left_out := [str(each) for each in _left_out(folder)]:
+            output.status(f"{folder}: the table has the runs directly in it, and leaves out {listed(left_out)}")
     for run in runs:
         if run.info:
             if tta and run.info.kind != "classifier":
@@ -107,8 +118,9 @@ def tabulate_runs(
             _measure_runs(ready, split, chosen_device, ranks, line, tta=tta)
         if not ranks.is_main:
             return
-    rows = [run.row for run in _best_first(runs)]
-    output.result({"results": rows}, lambda: runs_table(rows))
+    runs = _best_first(runs)
+    rows = [run.row for run in runs]
+    output.result({"results": rows}, lambda: runs_table(rows, [run.on for run in runs]))
     fail_below([row for row in rows if "metrics" in row], thresholds)
     # An unfinished run has nothing stored yet, which is no failure.
     if failed := [row for row in rows if "error" in row and not (stored and row["state"] in ("unfinished", "running"))]:
@@ -125,25 +137,22 @@ def prepare_runs(
     *,
     offline: bool,
     allow_changed: bool,
-) -> "list[tuple[Run, Source]]":
+) -> "list[tuple[Run, ModelOnData]]":
     """The runs that can be measured, with their data, which is there and checked. The others get their problem."""
     from cifarctl.cli.download import ensure_data
-    from cifarctl.cli.measure import ModelOnData
-    from cifarctl.data import Source
+    from cifarctl.cli.measure import on_data
 
-    ready: list[tuple[Run, Source]] = []
+    ready: list[tuple[Run, ModelOnData]] = []
     sources: dict[Source, Source] = {}  # each is read once
     remarks: dict[str, None] = {}
     for run in runs:
         if run.info is None:
             continue
         try:
-            source = Source.trained_on(run.info.data, data, data_dir)
-            source = sources.setdefault(source, source)
-            ensure_data(source, output, offline=offline)
-            found = ModelOnData(run.path, run.info, source).check_data(split, allow_changed=allow_changed)
-            remarks |= dict.fromkeys(found)
-            ready.append((run, source))
+            model = on_data(run.path, run.info, data, data_dir, sources)
+            ensure_data(model.source, output, offline=offline)
+            remarks |= dict.fromkeys(model.check_data(split, allow_changed=allow_changed))
+            ready.append((run, model))
         except (DataError, UsageError, OSError) as error:
             run.problem = str(error)
     for remark in remarks:
@@ -152,7 +161,7 @@ def prepare_runs(
 
 
 def _measure_runs(
-    ready: "Sequence[tuple[Run, Source]]",
+    ready: "Sequence[tuple[Run, ModelOnData]]",
     split: "Split",
     device: "torch.device",
     ranks: "Ranks",
@@ -161,21 +170,23 @@ def _measure_runs(
     tta: bool,
 ) -> None:
     """Give each run its result, or its problem. The images of one data set are read once, whatever the runs' seeds."""
-    from cifarctl.cli.measure import MeasureOptions, ModelOnData, measure
+    from cifarctl.cli.measure import MeasureOptions, images_of, measure
 
     loaded: dict[Any, Dataset] = {}
-    for number, (run, source) in enumerate(ready, 1):
-        assert run.info
+    for number, (run, model) in enumerate(ready, 1):
+        source = model.source
         line.prefix = f"{number} of {len(ready)}: "
-        # A seed draws val, and all of the synthetic images.
-        images_of = source.name if split == "test" and source.name != "synthetic" else source
         try:
-            if images_of not in loaded:
+            images = images_of(source, split)
+            labelled = images, source.model_classes if source.is_path else ()
+            if labelled not in loaded:
                 line.show(Progress(f"Reading {split} of {source.name}"))
-                loaded[images_of] = source.load(split).to(device)
-            model = ModelOnData(run.path, run.info, source)
+                loaded[labelled] = source.load(split).to(device)
             options = MeasureOptions(tta, ranks=ranks, on_event=line.show)
-            run.result = measure(model, split, loaded[images_of], options).result
+            run.result = measure(model, split, loaded[labelled], options).result
+            is_drawn = images.draws_val or source.name == "synthetic"
+            on = measured_on(run.result["n"], split, source.name)
+            run.on = f"{on}, drawn by seed {images.seed}" if is_drawn else on
         except WeightsError as error:
             run.problem = str(error)
             run.state = "damaged" if run.state == "finished" else run.state
@@ -184,13 +195,22 @@ def _measure_runs(
 
 
 def _take_stored(runs: Sequence[Run]) -> None:
-    """Give each run what its training measured on the test split, if it has come so far."""
+    """Give each run what its training measured on the test split, or on val if there is none, if it has come so far."""
     for run in runs:
-        stored = run.info.metrics.get("test") if run.info else None
-        if run.info and isinstance(stored, dict):
-            metrics = {name: value for name, value in stored.items() if name in METRICS}
-            data = str(run.info.data.get("name"))
-            run.result = {"data": data, "split": "test", "n": stored.get("n"), "metrics": metrics}
+        if not run.info:
+            continue
+        split = "test" if run.info.metrics.get("test", ...) is not None else "val"
+        stored = run.info.metrics.get(split)
+        if not isinstance(stored, dict):
+            is_early = run.state in ("unfinished", "running")
+            reason = "what is stored is measured at the end of training" if is_early else "it stores no measurement"
+            run.problem = f"{run.path}: {reason}"
+            continue
+        metrics = {name: value for name, value in stored.items() if name in METRICS}
+        data, n = str(run.info.data.get("name")), stored.get("n")
+        run.result = {"data": data, "split": split, "n": n, "metrics": metrics}
+        on = measured_on(n, split, data) if isinstance(n, int) else f"{split} images of {data}"
+        run.on = on if split == "test" else f"{on}, which has no test split"
 
 
 def _best_first(runs: Sequence[Run]) -> list[Run]:
@@ -198,7 +218,8 @@ def _best_first(runs: Sequence[Run]) -> list[Run]:
 
     def key(run: Run) -> tuple[Any, ...]:
         value = run.result.get("metrics", {}).get(headline(str(run.row["kind"])).name)
-        return value is None, str(run.row["kind"]), str(run.result.get("data")), -(value or 0)
+        of = run.result.get("data"), run.result.get("split")
+        return value is None, str(run.row["kind"]), *map(str, of), -(value or 0)
 
     return sorted(runs, key=key)
 
@@ -210,29 +231,44 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _FILES)
+    """Whether a folder is one of our runs, damaged perhaps: other programs give files the same names."""
+    found = [is_ours(folder / name) for name in _WEIGHTS if (folder / name).is_file()]
+    return is_ours(folder / "config.json") or True in found or (None in found and False not in found)
+
+
+def _left_out(folder: Path) -> Iterator[Path]:
+    """What in a folder of runs holds weights and is no run in it: loose files, and folders with weights deeper."""
+    for each in sorted(folder.iterdir()):
+        if each.is_dir():
+            if not _is_run(each) and any(name.endswith(_SUFFIX) for *_, names in os.walk(each) for name in names):
+                yield each
+        elif each.suffix == _SUFFIX:
+            yield each
 
 
 def _look_at(reference: Path | None) -> Run:
     from cifarctl import weights
 
-    folder = reference if reference and reference.is_dir() else None
+    folder = reference if reference and reference.is_dir() and _is_run(reference) else None
     state, config = _state_of(folder) if folder else ("finished", {})
     try:
         path = weights.resolve(reference, "classifier")
         return Run(path, state, info=weights.read_info(path), config=config)
     except WeightsError as error:
         path = reference or Path("classifier")
-        if state in ("unfinished", "running"):
-            return Run(path, state, f"{path}: has no model.safetensors yet", config=config)
-        return Run(path, "damaged" if folder and _is_run(folder) else "no run", str(error), config=config)
+        if state == "finished":
+            return Run(path, "damaged" if folder else "no run", str(error), config=config)
+        is_there = (path / "model.safetensors").exists()
+        return Run(path, state, str(error) if is_there else f"{path}: has no model.safetensors yet", config=config)
 
 
 def _state_of(folder: Path) -> tuple[State, dict[str, Any]]:
-    from cifarctl.training.run_dir import RunDir
+    from cifarctl.training.run_dir import RunDir, read_config_of
 
+    model = folder / "model.safetensors"
     try:
-        config = RunDir.opened(folder).read_config()
+        # A new run may be about to replace the one that the weights are of.
+        config = read_config_of(model) if model.exists() else RunDir.opened(folder).read_config()
     except RunDirError:
         config = {}
     try:

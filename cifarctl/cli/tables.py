@@ -78,9 +78,11 @@ def _comparison_table(results: Sequence[Mapping[str, Any]], columns: Sequence[Me
     return table
 
 
-def runs_table(rows: Sequence[Mapping[str, Any]]) -> Group:
+def runs_table(rows: Sequence[Mapping[str, Any]], on: Sequence[str]) -> Group:
     """Runs in the order given, a table for each kind. What is too wide has fewer columns: the name, the headline metric
-    and the state at least. Below, why a run has no figures.
+    and the state at least. Below, which images each was measured on, and why a run has no figures.
+
+    on: of each row, the images in words; empty without figures.
     """
     kinds = list(dict.fromkeys(row["kind"] for row in rows if "metrics" in row)) or [rows[0]["kind"] or "classifier"]
     tables = []
@@ -90,18 +92,20 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> Group:
         measured = [set(row["metrics"]) for row in of_kind if "metrics" in row]
         metrics = [each for each in compared(kind) if not measured or each.name in set.intersection(*measured)]
         details = ["arch", "recipe", "epochs", "seed"]
-        if len({row["data"] for row in of_kind if "metrics" in row}) > 1:
-            details.insert(0, "data")
+        for name in ("split", "data"):
+            if len({row[name] for row in of_kind if "metrics" in row}) > 1:
+                details.insert(0, name)
         columns = [(details, metrics[:count]) for count in range(len(metrics), 0, -1)]
         columns += [(details[:count], metrics[:1]) for count in range(len(details) - 1, -1, -1)]
         tables.append(FirstThatFits([_runs_table(of_kind, *each) for each in columns]))
-    names: dict[str, list[str]] = {}  # of the runs with the same problem
-    for row in rows:
-        if "error" in row:
-            names.setdefault(f"{row['state']}, not measured: {printable(row['error'])}", []).append(
-                printable(model_name(row["model"]))
-            )
-    return Group(*tables, *(Text(f"{', '.join(of)}: {problem}") for problem, of in names.items()))
+    names: dict[str, list[str]] = {}  # of the runs that the same is said of
+    for row, images in sorted(zip(rows, on, strict=True), key=lambda pair: "error" in pair[0]):
+        problem = f"{row['state']}, not measured: {printable(row['error'])}" if "error" in row else ""
+        names.setdefault(problem or f"measured on {printable(images)}", []).append(printable(model_name(row["model"])))
+    notes = [f"{', '.join(of)}: {what}" for what, of in names.items()]
+    if len(set(filter(None, on))) == 1:
+        notes[0] = f"Measured on {printable(next(filter(None, on)))}"
+    return Group(*tables, *map(Text, notes))
 
 
 def _runs_table(rows: Sequence[Mapping[str, Any]], details: Sequence[str], metrics: Sequence[Metric]) -> Table:

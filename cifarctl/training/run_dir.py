@@ -216,13 +216,7 @@ class RunDir:
 
     def read_config(self) -> dict[str, Any]:
         """The options that the run was started with. Raises RunDirError."""
-        try:
-            config = json.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunDirError(f"{self.config}: cannot be read ({error})") from None
-        if not isinstance(config, dict):
-            raise RunDirError(f"{self.config}: no JSON object")
-        return config
+        return _read_config(self.config)
 
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Replace one of the folder's JSON files."""
@@ -290,12 +284,20 @@ class EpochFiles:
         self._last = None
 
 
+def read_config_of(model: Path) -> dict[str, Any]:
+    """The options of the run that a weights file in a run's folder is of, which another run may be about to replace.
+
+    Raises RunDirError.
+    """
+    return _read_config(_of_same_run(model, "config.json"))
+
+
 def read_history(model: Path) -> list[Record]:
     """The epochs of the run that a weights file lies in, or none where it lies in no run's folder.
 
     Raises RunDirError where they cannot be read.
     """
-    path = model.parent / "metrics.jsonl"
+    path = _of_same_run(model, "metrics.jsonl")
     if model.name not in FILES or not path.is_file():
         return []
     try:
@@ -303,6 +305,25 @@ def read_history(model: Path) -> list[Record]:
         return [{name: _number(value) for name, value in record.items()} for record in records]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RunDirError(f"{path}: cannot be read ({error})") from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise RunDirError(f"{path}: no JSON object")
+    return config
+
+
+def _of_same_run(model: Path, name: str) -> Path:
+    """The file `name` of the run that `model` is of. If a process was killed while one run took another's place, its
+    weights may be there already, and this file not.
+    """
+    whole = model.parent / _WHOLE
+    has_moved = not (whole / model.name).exists()
+    return whole / name if has_moved and (whole / name).exists() else model.parent / name
 
 
 def _check_name(path: Path) -> None:

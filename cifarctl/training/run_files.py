@@ -38,7 +38,7 @@ def check_ours(files: Iterable[Path]) -> None:
 
     One that says nothing of where it comes from, such as a picture or a damaged file, counts as ours if another one is.
     """
-    verdicts = {file: _is_ours(file) for file in files}
+    verdicts = {file: is_ours(file) for file in files}
     unsure = None if True in verdicts.values() else next((file for file in verdicts if verdicts[file] is None), None)
     if foreign := next((file for file in verdicts if verdicts[file] is False), unsure):
         raise RunDirError(
@@ -59,8 +59,8 @@ def is_log_of_ours(path: Path) -> bool:
         return False
 
 
-def _is_ours(path: Path) -> bool | None:
-    """None if nothing can be said."""
+def is_ours(path: Path) -> bool | None:
+    """Whether a file with a name of a run's files is of a cifarctl run; None if nothing can be said."""
     try:
         if path.suffix == ".safetensors":
             with path.open("rb") as file:

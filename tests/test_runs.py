@@ -170,6 +170,7 @@ class TestOverwrite:
     ) -> None:
         out = tmp_path / "run"
         assert cifarctl(*MLP, "--epochs", 1, "--seed", 1, "--out", out).code == 0
+        old = run_dir.read_history(out / "model.safetensors")
         done: list[Path] = []
 
         def dies(source: Path, target: Path) -> None:
@@ -183,6 +184,11 @@ class TestOverwrite:
             assert cifarctl(*RUN, "--out", out, "--overwrite").code == 1
         assert not (out / "summary.json").exists()
         assert cifarctl("evaluate", "-m", out, "--quiet").code == 0
+        # What is told of the weights that are there is of their own run.
+        seed = weights.read_info(out / "model.safetensors").data["seed"]
+        assert seed == (1 if moves == 0 else 0)
+        assert run_dir.read_config_of(out / "model.safetensors")["options"]["seed"] == seed
+        assert (run_dir.read_history(out / "model.safetensors") == old) == (moves == 0)
         resumed = cifarctl("train-clf", "--out", out, "--resume")
         assert resumed.code == 0, resumed.err
         assert "epoch 1/4" not in resumed.err

@@ -208,6 +208,8 @@ class TestWhatIsNoRun:
             "no run",
             f"{runs / 'theirs'}: a folder without model.safetensors, so no finished run",
         )
+        shutil.copy(runs / "ours" / "model.safetensors", runs / "theirs")
+        assert rows_of(cifarctl, "-m", runs, "--stored")["theirs"]["state"] == "finished"
         save_file({"weight": torch.zeros(2)}, runs / "theirs" / "model.safetensors", {"format": "pt"})
         done = cifarctl("evaluate", "--json", "-m", runs / "ours", runs / "theirs")
         (row,) = [row for row in done.json["results"] if "error" in row]
@@ -227,3 +229,5 @@ class TestWhatIsNoRun:
         assert done.code == 0
         left_out = f"{runs / 'group'}, {runs / 'loose.safetensors'}"
         assert done.err == f"{runs}: the table has the runs directly in it, and leaves out {left_out}\n"
+        named = cifarctl("evaluate", "-m", runs, "-m", runs / "group", "-m", runs / "loose.safetensors", "--stored")
+        assert "leaves out" not in named.err

@@ -101,7 +101,7 @@ def tabulate_runs(
 
     runs = _find_runs(references)
     for folder in dict.fromkeys(each for each in references if each and holds_runs(each)):
-        if left_out := [str(each) for each in _left_out(folder)]:
+        if left_out := [str(each) for each in _left_out(folder) if each not in references]:
             output.status(f"{folder}: the table has the runs directly in it, and leaves out {listed(left_out)}")
     for run in runs:
         if run.info:
@@ -199,8 +199,9 @@ def _take_stored(runs: Sequence[Run]) -> None:
     for run in runs:
         if not run.info:
             continue
-        split = "test" if run.info.metrics.get("test", ...) is not None else "val"
-        stored = run.info.metrics.get(split)
+        measured = run.info.metrics
+        split = "val" if "test" in measured and measured["test"] is None else "test"
+        stored = measured.get(split)
         if not isinstance(stored, dict):
             is_early = run.state in ("unfinished", "running")
             reason = "what is stored is measured at the end of training" if is_early else "it stores no measurement"
@@ -265,6 +266,8 @@ def _look_at(reference: Path | None) -> Run:
 def _state_of(folder: Path) -> tuple[State, dict[str, Any]]:
     from cifarctl.training.run_dir import RunDir, read_config_of
 
+    if is_ours(folder / "config.json") is False:
+        return "finished", {}  # another program's folder with a model of ours
     model = folder / "model.safetensors"
     try:
         # A new run may be about to replace the one that the weights are of.

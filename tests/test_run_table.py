@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cifarctl import models, weights
+from cifarctl.cli import measure
 from cifarctl.data import Source
 from cifarctl.models.base import Classifier
 from cifarctl.training.run_dir import RunDir
@@ -169,6 +170,33 @@ class TestDetails:
         shutil.copytree(tmp_path / "kept", run / ".cifarctl-new")
         row = rows_of(cifarctl, "-m", tmp_path / "runs", "--stored")["a"]
         assert (row["epochs"], row["seed"], row["state"], row["metrics"]["accuracy"]) == (3, 0, "unfinished", 0.5)
+
+    def test_a_run_whose_place_is_taken_meanwhile_has_no_figures(
+        self, cifarctl: Cifarctl, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = write_run(tmp_path / "runs" / "a", Source(str(images)))
+        measure_alone = measure.measure
+
+        def measures(*arguments: Any) -> measure.Measured:
+            new = RunDir(run, overwrite=True)
+            write_run(new.config.parent, Source(str(images)), seed=1)
+            new.write_json(new.config, {**CONFIG, "id": "new"})
+            new.take_place()
+            new.close()
+            return measure_alone(*arguments)
+
+        monkeypatch.setattr(measure, "measure", measures)
+        row = rows_of(cifarctl, "-m", tmp_path / "runs")["a"]
+        assert "metrics" not in row
+        assert "another run took its place while it was measured" in row["error"]
+
+    def test_a_weights_file_in_a_runs_folder_has_them_too(
+        self, cifarctl: Cifarctl, images: Path, tmp_path: Path
+    ) -> None:
+        run = write_run(tmp_path / "runs" / "a", Source(str(images)), test={"n": 6, "accuracy": 0.5})
+        by_file = rows_of(cifarctl, "-m", run / "model.safetensors", "--stored")
+        assert by_file == rows_of(cifarctl, "-m", run, "--stored")
+        assert by_file["a"]["epochs"] == 3
 
     def test_what_training_measured_on_val_is_called_so(self, cifarctl: Cifarctl, images: Path, tmp_path: Path) -> None:
         train = Path(shutil.copytree(images, tmp_path / "few" / "train")).parent

@@ -171,6 +171,7 @@ def _measure_runs(
 ) -> None:
     """Give each run its result, or its problem. The images of one data set are read once, whatever the runs' seeds."""
     from cifarctl.cli.measure import MeasureOptions, images_of, measure
+    from cifarctl.training.run_dir import read_config_of
 
     loaded: dict[Any, Dataset] = {}
     for number, (run, model) in enumerate(ready, 1):
@@ -183,14 +184,18 @@ def _measure_runs(
                 line.show(Progress(f"Reading {split} of {source.name}"))
                 loaded[labelled] = source.load(split).to(device)
             options = MeasureOptions(tta, ranks=ranks, on_event=line.show)
-            run.result = measure(model, split, loaded[labelled], options).result
+            result = measure(model, split, loaded[labelled], options).result
+            if run.config and read_config_of(run.path).get("id") != run.config.get("id"):
+                run.problem = f"{run.path}: another run took its place while it was measured"
+                continue
+            run.result = result
             is_drawn = images.draws_val or source.name == "synthetic"
             on = measured_on(run.result["n"], split, source.name)
             run.on = f"{on}, drawn by seed {images.seed}" if is_drawn else on
         except WeightsError as error:
             run.problem = str(error)
             run.state = "damaged" if run.state == "finished" else run.state
-        except (DataError, UsageError, OSError) as error:
+        except (DataError, RunDirError, UsageError, OSError) as error:
             run.problem = str(error)
 
 
@@ -250,17 +255,18 @@ def _left_out(folder: Path) -> Iterator[Path]:
 def _look_at(reference: Path | None) -> Run:
     from cifarctl import weights
 
-    folder = reference if reference and reference.is_dir() and _is_run(reference) else None
+    folder = reference.parent if reference and reference.name == "model.safetensors" else reference
+    folder = folder if folder and folder.is_dir() and _is_run(folder) else None
     state, config = _state_of(folder) if folder else ("finished", {})
     try:
         path = weights.resolve(reference, "classifier")
         return Run(path, state, info=weights.read_info(path), config=config)
     except WeightsError as error:
         path = reference or Path("classifier")
-        if state == "finished":
+        if not folder or state == "finished":
             return Run(path, "damaged" if folder else "no run", str(error), config=config)
-        is_there = (path / "model.safetensors").exists()
-        return Run(path, state, str(error) if is_there else f"{path}: has no model.safetensors yet", config=config)
+        is_there = (folder / "model.safetensors").exists()
+        return Run(path, state, str(error) if is_there else f"{folder}: has no model.safetensors yet", config=config)
 
 
 def _state_of(folder: Path) -> tuple[State, dict[str, Any]]:

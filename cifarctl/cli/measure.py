@@ -106,7 +106,8 @@ def find_models(
 ) -> list[ModelOnData]:
     """The models with their data. Raises UsageError if they cannot be compared."""
     from cifarctl import weights
-    from cifarctl.data import Source, locate
+    from cifarctl.data import Source
+    from cifarctl.data.source import is_same_place
 
     models: list[ModelOnData] = []
     sources: dict[Source, Source] = {}  # each is read once
@@ -125,7 +126,7 @@ def find_models(
         drawn_alike = splits == ["test"] and first.source.name != "synthetic"
         drawn_alike |= (other.source.seed, other.source.val_size) == (first.source.seed, first.source.val_size)
         drawn_alike &= other.source.limit == first.source.limit or "train" not in splits
-        if locate(other.source.name) != locate(first.source.name) or not drawn_alike:
+        if not is_same_place(other.source.name, first.source.name) or not drawn_alike:
             raise UsageError(
                 f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
                 hint="compare them on --split test of one --data",

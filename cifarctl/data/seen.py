@@ -111,9 +111,10 @@ def remark_on_seen(source: Source, description: Mapping[str, Any], *, allow: boo
     """Compare the images of a test on other data, `source`, with those of the model's `description`, and return a
     remark if some are the same, or that cannot be told. Raises ChangedDataError, unless `allow`, if all are.
     """
-    is_own = not source.only_measured and ("test" not in source.stored or not source.changes(description, "test"))
-    of_files = source.is_path or (source.is_archive and Source(str(description.get("name", ""))).is_path)
-    if is_own or not of_files:
+    if not (source.is_path or (source.is_archive and Source(str(description.get("name", ""))).is_path)):
+        return None
+    # Of the model's own data, new test images may be training images.
+    if not source.only_measured and ("test" not in source.stored or not source.changes(description, "test")):
         return None
     images = source.load("test")
     seen = count_seen(images, description, source.folder, ("train", "val"))

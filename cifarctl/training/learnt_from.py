@@ -37,9 +37,12 @@ def _on_split(model: str, then: Mapping[str, Any], description: Mapping[str, Any
         # Arrays have one name for all; and of another name, nothing is known.
         if not changes or not is_same or name == ARRAYS:
             return ()
+        split = (
+            "validation and test" if "all" in description.get("files", description.get("arrays", ())) else "validation"
+        )
         return (
-            f"{name}: the data has changed since {model} was trained, so some validation images "
-            "may be among those that it was trained on; the validation metrics may then be too good",
+            f"{name}: the data has changed since {model} was trained, so some {split} images "
+            f"may be among those that it was trained on; the {split} metrics may then be too good",
         )
     seed, val_size = (then.get(key) for key in ("seed", "val_size"))
     is_same_seed = seed == description["seed"]

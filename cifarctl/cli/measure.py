@@ -114,12 +114,12 @@ def on_data(
 
 def images_of(source: "Source", split: "Split") -> "Source":
     """What decides which images the split has: equal for two sources if these are the same, in the same order."""
-    from cifarctl.data import locate
+    from cifarctl.data.source import place_of
 
     is_drawn = split != "test" and "val" not in source.stored
     return replace(
         source,
-        name=locate(source.name),
+        name=place_of(source.name),
         # The seed draws val, and all of the synthetic images; a limit changes train alone.
         seed=source.seed if is_drawn or split == "train" or source.name == "synthetic" else 0,
         val_size=source.val_size if is_drawn or split == "train" else None,

@@ -4,16 +4,30 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cifarctl.data import Split
 from cifarctl.data.dataset import Dataset
+from cifarctl.data.images import read_images
+from cifarctl.errors import DataError, ImageError
 
 _WORDS: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
 def copies_of_pixels(images: Dataset, others: Dataset) -> list[int]:
     """Which of `images` have exactly the pixels of one of `others`: indices."""
-    known = set(_digests(others))
-    return [i for i, digest in enumerate(_digests(images)) if digest in known]
+    return _among(images, set(_digests(others)))
+
+
+def copies_of_image_files(images: Dataset, others: Iterable[Path]) -> list[int]:
+    """Which of `images` have exactly the pixels of one of the image files `others`: indices. Raises DataError."""
+    known = set()
+    for path, image in read_images(others):
+        if isinstance(image, ImageError):
+            raise DataError(f"{path}: {image}")
+        known.add(_digest(image))
+    return _among(images, known)
 
 
 def copies_of_files(paths: Sequence[str], others: Iterable[Path]) -> list[int]:
@@ -67,10 +81,17 @@ def remarks_on_copies(name: str, splits: Mapping[Split, Dataset]) -> list[str]:
     return remarks
 
 
+def _among(images: Dataset, known: set[bytes]) -> list[int]:
+    return [i for i, digest in enumerate(_digests(images)) if digest in known]
+
+
 def _digests(images: Dataset) -> list[bytes]:
     """A digest of each image's pixels."""
-    pixels = images.images.cpu().contiguous().numpy()
-    return [hashlib.blake2b(image.data, digest_size=16).digest() for image in pixels]
+    return [_digest(image) for image in images.images.cpu().contiguous().numpy()]
+
+
+def _digest(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def _file_digest(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """A data set by name: its splits as tensors. `Source(name).load(split)` is the way to any of them."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,8 +35,33 @@ KINDS: dict[str, type[DataKind]] = {
 
 
 def locate(name: str) -> str:
-    """A data set's name as it means the same from everywhere: the path of a folder becomes absolute."""
-    return str(Path(name).absolute()) if _kind_of(name).is_path else name
+    """A data set's name as it means the same from everywhere: a path becomes absolute, without `..`.
+
+    Links stay, since they may lead elsewhere later: `is_same_place` follows them.
+    """
+    if not _kind_of(name).is_path:
+        return name
+    path = Path(name).absolute()
+    return os.path.realpath(path) if ".." in path.parts else str(path)
+
+
+def is_same_place(first: str, second: str) -> bool:
+    """Whether two names are of the same data set, through links too."""
+    return place_of(first) == place_of(second)
+
+
+def place_of(name: str) -> str:
+    """A data set's name as `locate` gives it, with links followed. What lies beside a file may belong to it, so a link
+    to the file alone is another one.
+    """
+    place = locate(name)
+    return _without_links(place) if _kind_of(name).is_path else place
+
+
+def _without_links(place: str) -> str:
+    is_folder = os.path.isdir(place)  # noqa: PTH112 (Path.is_dir raises on names that are too long)
+    folder, name = (place, "") if is_folder else os.path.split(place)
+    return os.path.normcase(os.path.join(os.path.realpath(folder), name))  # noqa: PTH118
 
 
 def _kind_of(name: str) -> type[DataKind]:
@@ -243,7 +269,7 @@ class Source:
             classes,
             draws_val=drew_val(description),
         )
-        if name is not None and locate(name) != locate(described):
+        if name is not None and not is_same_place(name, described):
             same = is_valid and source.is_path and source.has("train") and source.changes(description, "train") == []
             return (
                 source if same else cls(name, folder=folder, arrays=arrays, model_classes=classes, only_measured=True)

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 
 from cifarctl import models, weights
 from cifarctl.data import Dataset
-from cifarctl.data.arrays import NAME as ARRAYS
 from cifarctl.data.dataset import to_float
-from cifarctl.data.fingerprint import class_differences, describe_changes, listed
-from cifarctl.data.seen import count_seen
+from cifarctl.data.fingerprint import class_differences, listed
 from cifarctl.errors import RunDirError, UsageError, WeightsError
 from cifarctl.models.base import Classifier, Model
 from cifarctl.training.options import TrainOptions
@@ -107,42 +105,6 @@ class InitialWeights:
         elif of_classes and self.info.classes != train.classes:
             remarks.append(f"head: taken by the names of the classes: {listed(train.classes)}")
         return tuple(remarks)
-
-    def remark_on_split(self, description: Mapping[str, Any]) -> tuple[str, ...]:
-        """Whether images that the new run, on the data of this `description`, holds out were trained on before."""
-        then, name = self.info.data, description["name"]
-        is_same_name = then.get("name") == name
-        changes = describe_changes(then, description, ("train",))
-        if changes != [] and not (is_same_name and "archive_sha256" in description):  # of which there is one alone
-            # Arrays have one name for all; and of another name, nothing is known.
-            if not changes or not is_same_name or name == ARRAYS:
-                return ()
-            return (
-                f"{name}: the data has changed since {self.name} was trained, so some validation images "
-                "may be among those that it was trained on; the validation metrics may then be too good",
-            )
-        seed, val_size = (then.get(key) for key in ("seed", "val_size"))
-        is_same_seed = seed == description["seed"]
-        if (is_same_seed and val_size == description["val_size"]) or (name == "synthetic" and not is_same_seed):
-            return ()  # the same split, or other images: the seed draws them
-        return (
-            f"{self.name} was trained on some of the images that are now held out for validation, so the validation "
-            f"metrics are too good; with seed {seed} and {val_size} validation images, as then, they were not",
-        )
-
-    def remark_on_copies(
-        self, description: Mapping[str, Any], held_out: Mapping[str, Dataset], folder: Path | None
-    ) -> tuple[str, ...]:
-        """Which of the images that the new run, on data of another name, holds out were trained on before."""
-        if description["name"] in (self.info.data.get("name"), ARRAYS, "synthetic"):
-            return ()
-        seen = {split: count_seen(images, self.info.data, folder) for split, images in held_out.items()}
-        return tuple(
-            f"{self.name} was trained on {count:,} of the {len(held_out[split]):,} {split} images, so the {split} "
-            "metrics are too good"
-            for split, count in seen.items()
-            if count
-        )
 
 
 def load_initial(reference: str, kind: models.Kind, device: torch.device, resumed_sha256: str | None) -> InitialWeights:

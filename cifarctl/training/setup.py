@@ -24,6 +24,7 @@ from cifarctl.hardware import Precision, select_precision
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.training.events import Started
 from cifarctl.training.initial_weights import load_initial
+from cifarctl.training.learnt_from import remarks_on_model
 from cifarctl.training.objectives import (
     Classification,
     FrozenLatents,
@@ -38,6 +39,7 @@ from cifarctl.training.preflight import check_batch, check_recipe, remarks_on_bi
 from cifarctl.training.recipes import Recipe
 from cifarctl.training.run_dir import RunDir
 from cifarctl.version import __version__
+from cifarctl.wording import model_name
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,13 @@ def set_up(
     check_batch(model, recipe, data.train.images, ranks)
     model.eval().initialize(data.train.images)
     remarks = data.remarks
+    held_out = {"val": data.val, **({"test": data.test} if data.test else {})}
+    learnt_from = {init.name: init.info} if init else {}
+    if teacher_path:
+        learnt_from[model_name(str(teacher_path))] = teacher_info
+    for name, known in learnt_from.items():
+        remarks += remarks_on_model(name, known, data.description, held_out, options.source.folder)
     if init:
-        held_out = {"val": data.val, **({"test": data.test} if data.test else {})}
-        remarks += init.remark_on_split(data.description) or init.remark_on_copies(
-            data.description, held_out, options.source.folder
-        )
         remarks += init.put_into(model, config, data.train)
         model.useful_untrained = True
     objective = _objective(options, model, recipe, precision, data.train, teacher)

@@ -19,7 +19,7 @@ from cifarctl.data.arrays import labelled
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import listed
 from cifarctl.data.kind import DataKind, Stored
-from cifarctl.data.layouts import SPLIT_NAMES
+from cifarctl.data.listing import SPLIT_NAMES
 from cifarctl.errors import ArrayError, DataError
 
 _ROLES = {

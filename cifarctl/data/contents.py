@@ -30,7 +30,7 @@ class Contents:
     def __str__(self) -> str:
         """In one line, for example "pets: 60 images of 2 classes (cat 40, dog 20): 48 for training, …"."""
         totals = [sum(each) for each in zip(*self.counts.values(), strict=True)]
-        of_class = {name: total for name, total in zip(self.classes, totals, strict=True) if total}
+        of_class = {name: total for name, total in zip(self.classes, totals, strict=bool(self.classes)) if total}
         absent = [name for name in self.classes if name not in of_class]
         of_classes = f"of {len(of_class)} class{'' if len(of_class) == 1 else 'es'}"
         if not self.classes:

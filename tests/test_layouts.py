@@ -17,6 +17,7 @@ from test_folders import make_folder, picture
 import cifarctl as library
 from cifarctl import weights
 from cifarctl.data import Source
+from cifarctl.data.class_names import hint_at_near
 from cifarctl.data.images import read_images
 from cifarctl.errors import DataError, UsageError
 from cifarctl.training.options import TrainOptions
@@ -269,8 +270,20 @@ class TestMeasuredAlone:
         ]
         remark = "its labels have no names, so label 0 is taken as cat, and so on"
         assert f"unnamed.npz: {remark}" in cifarctl("evaluate", "-m", run, "--data", tmp_path / "unnamed.npz").err
+        shutil.copy(files[0], tmp_path / "classes" / "cat" / "horse.png")
+        done = cifarctl("evaluate", "-m", run, "--data", tmp_path / "classes")
+        assert "1 of 9 test images is a copy of one with another label" in done.err
         report = library.evaluate(library.load_classifier(run), data=tmp_path / "split")
         assert report.metrics["accuracy"] == found[0][1]
+
+    def test_only_classes_that_have_images_are_counted(self, tmp_path: Path) -> None:
+        images = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), np.uint8)
+        np.savez(tmp_path / "x.npz", images=images, labels=np.array([2, 5, 11] * 10))
+        path = tmp_path / "x.npz"
+        assert str(Source(str(path), only_measured=True).contents()) == (
+            f"{path}: 30 images of 3 classes (2 10, 5 10, 11 10), none of 0, 1, 3, 4, 6, 7, 8, 9, … (9): all are "
+            "measured, since they are in no splits"
+        )
 
     def test_a_class_that_the_model_lacks_is_named(self, cifarctl: Cifarctl, run: Path, tmp_path: Path) -> None:
         picture(tmp_path / "classes" / "hores" / "1.png")
@@ -560,7 +573,44 @@ class TestArraysOfAnySize:
         assert np.array_equal(found.numpy(), expected)  # type: ignore[arg-type]
 
 
+class TestDarkArrays:
+    """Of 255: as files of 16 bits, they are not trained on without a word."""
+
+    def images(self, most: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, most, (20, 32, 32, 3), np.uint8, endpoint=True)
+
+    def test_of_zeros_and_ones_are_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.npz"
+        np.savez(path, images=self.images(1), labels=np.arange(20) % 2)
+        for data, name in ((path, f"{path}: images"), (self.images(1), "train images")):
+            with pytest.raises(DataError) as caught:
+                library.inspect_data(data)
+            assert str(caught.value) == f"{name}: no value is above 1 of 255, so they are nearly black"
+            assert caught.value.hint == "black is 0 and white is 255: multiply by 255 before making integers"
+
+    def test_of_few_grey_levels_are_said(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.npz"
+        np.savez(path, images=self.images(16), labels=np.arange(20) % 2)
+        dark = "no value is above 16 of 255, so they are nearly black"
+        assert Source(str(path)).check() == (f"{path}: images: {dark}",)
+        assert f"<arrays>: train images: {dark}" in library.inspect_data(self.images(16)).remarks
+        np.savez(path, images=self.images(17), labels=np.arange(20) % 2)
+        assert Source(str(path)).check() == ()
+
+    def test_without_axes_are_refused(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "x.npz", images=np.uint8(3), labels=np.array([0, 1]))
+        with pytest.raises(DataError, match=r"x.npz: all images: uint8 \(\), not \(N, 3, 32, 32\)"):
+            Source(str(tmp_path / "x.npz")).check()
+
+
 class TestNames:
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [("CAT", "did you mean cat?"), ("horze", "did you mean horse?"), ("ant", "else"), ("12", "else"), ("2", "02?")],
+    )
+    def test_that_are_unknown_are_guessed_if_one_is_near(self, name: str, hint: str) -> None:
+        assert hint_at_near(name, ["Cat", "cat", "horse", "112", "02"], "else").endswith(hint)
+
     def test_of_classes_that_are_numbers_are_matched_as_numbers(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
         images = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3), np.uint8)
         labels = np.arange(48) % 12

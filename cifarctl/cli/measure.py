@@ -42,6 +42,7 @@ class ModelOnData:
         ChangedDataError if `split` would hold other images than in training, unless `allow_changed`, and DataError on a
         folder of other classes.
         """
+        from cifarctl.data.overlap import remarks_on_copies
         from cifarctl.data.seen import remark_on_seen
         from cifarctl.evaluation import require_classes
 
@@ -69,7 +70,10 @@ class ModelOnData:
             remark = remark or (pca if of_train else None)
         is_new = self.source.is_path and self.source.only_measured
         contents = [str(self.source.contents())] if is_new else []
-        return [*contents, *self.source.remarks(split), *filter(None, [remark, seen])]
+        # Of its own data, training has said so.
+        is_checked = is_new and self.info.kind == "classifier"
+        copies = remarks_on_copies(self.source.name, {split: self.source.load(split)}) if is_checked else []
+        return [*contents, *self.source.remarks(split), *filter(None, [remark, seen]), *copies]
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifarctl.data.array_images import to_rgb
+from cifarctl.data.array_images import HINT_WHITE, darkness, to_rgb
 from cifarctl.data.arrays import labelled
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import listed
 from cifarctl.data.kind import DataKind, Stored
-from cifarctl.data.layouts import SPLIT_NAMES
+from cifarctl.data.listing import SPLIT_NAMES
 from cifarctl.errors import ArrayError, DataError
 
 _ROLES = {
@@ -94,7 +94,7 @@ class ArrayFile(DataKind):
         return bool(self._named.classes)
 
     def remarks(self, split: Stored) -> list[str]:
-        """What was done to the images of the split, if anything."""
+        """What was done to the images of the split, and whether they are nearly black, if anything."""
         self.read(split)
         return [f"{self.name}: {_name(split)}images: {self._changes[split]}"] if split in self._changes else []
 
@@ -136,9 +136,12 @@ class ArrayFile(DataKind):
                 raise DataError(
                     f"{self.name}: {_name(split)}images are {part['images'].dtype}, not uint8", hint=_EXPECTED
                 )
+            dark, is_wrong = darkness(part["images"])
+            if is_wrong:
+                raise DataError(f"{self.name}: {_name(split)}images: {dark}", hint=HINT_WHITE)
             images, change = to_rgb(part["images"])
-            if change:
-                self._changes[split] = change
+            if change or dark:
+                self._changes[split] = "; ".join(filter(None, (change, dark)))
             try:
                 dataset = labelled((images, labels[split]), _name(split).strip() or "all", classes)
             except ArrayError as error:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cifarctl.data.array_images import HINT_WHITE, darkness
 from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import content_fingerprint, listed
 from cifarctl.data.kind import DataKind, Stored
@@ -93,6 +94,11 @@ class ArrayData(DataKind):
     def read(self, split: Stored) -> Dataset:
         """All images of the split."""
         return self._splits[split]
+
+    def remarks(self, split: Stored) -> list[str]:
+        """Whether the images of the split are nearly black."""
+        dark, _ = darkness(self.read(split).images.numpy())
+        return [f"{self.name}: {split} images: {dark}"] if dark else []
 
     def describe(self) -> dict[str, Any]:
         """The digests of the arrays' contents; that of the validation images, if they were given, is in train's."""
@@ -177,6 +183,8 @@ def _checked_images(images: Any, split: str) -> Tensor:
                 hint="divide by 255, or undo the normalisation",
             )
         tensor = (tensor.float() * 255).round().to(torch.uint8)
+    elif (dark := darkness(tensor.numpy()))[1]:
+        raise ArrayError(f"{split} images: {dark[0]}", hint=HINT_WHITE)
     return (tensor if tensor.shape[1] == 3 else tensor.permute(0, 3, 1, 2)).contiguous()
 
 

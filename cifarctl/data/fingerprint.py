@@ -1,6 +1,7 @@
 """Is this the data that a run or a model was trained on? What `Source.describe` says of two data sets, compared."""
 
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +27,38 @@ def fingerprint(root: Path, paths: Iterable[Path], labels: Iterable[str] = ()) -
     """What tells the files at `paths` from others: how many they are, and the SHA-256 of their sizes and of their
     names under `root`, in this order, on which splits depend. Their contents are not read. Raises OSError.
 
-    labels: of each file, if its name does not say its class.
+    labels: of each file, if its name does not say its class. If a list has absolute paths, and its own path had `..`,
+    "earlier_sha256" is what earlier versions noted.
     """
-    entries = [
-        ((path.relative_to(root) if path.is_relative_to(root) else path).as_posix(), path.stat().st_size)
-        for path in paths
-    ]
-    digest = hashlib.sha256()
-    for name, size in entries:
-        digest.update(f"{size} {name}\0".encode("utf-8", "surrogateescape"))
+    root_path = Path(absolute(root))
+    digest, earlier = hashlib.sha256(), hashlib.sha256()
+    count, differs = 0, False
+    for path in paths:
+        known = name = path.relative_to(root) if path.is_relative_to(root) else path
+        if name is path and (place := Path(absolute(path))).is_relative_to(root_path):
+            name, differs = place.relative_to(root_path), True
+        size = path.stat().st_size
+        for each, called in ((digest, name), (earlier, known)):
+            each.update(f"{size} {called.as_posix()}\0".encode("utf-8", "surrogateescape"))
+        count += 1
     for label in labels:
-        digest.update(f"{label}\0".encode("utf-8", "surrogateescape"))
-    return {"count": len(entries), "sha256": digest.hexdigest()}
+        for each in (digest, earlier):
+            each.update(f"{label}\0".encode("utf-8", "surrogateescape"))
+    found: dict[str, int | str] = {"count": count, "sha256": digest.hexdigest()}
+    return {**found, "earlier_sha256": earlier.hexdigest()} if differs else found
+
+
+def is_same(before: object, after: object) -> bool:
+    """Whether two fingerprints are of the same images. before: perhaps of an earlier version."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return before == after
+    rest = [{key: value for key, value in each.items() if "sha256" not in key} for each in (before, after)]
+    return rest[0] == rest[1] and before.get("sha256") in (after.get("sha256"), after.get("earlier_sha256"))
+
+
+def absolute(path: Path) -> str:
+    """The path as it is the same however it was typed, without `..`; links are not followed."""
+    return os.path.abspath(path)  # noqa: PTH100 (pathlib keeps `..`)
 
 
 def content_fingerprint(dataset: "Dataset") -> dict[str, int | str]:
@@ -89,7 +110,7 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any], splits: Se
         counts = [each.get("count", 0) if isinstance(each, dict) else 0 for each in (after, before)]
         if counts[0] != counts[1]:
             changes.append(f"{split} has {counts[0]} images, not {counts[1]}")
-        elif before != after and classes == now["classes"]:  # else that is the reason
+        elif not is_same(before, after) and classes == now["classes"]:  # else that is the reason
             changes.append(f"of the {counts[0]} images in {split}, {_OTHER[key]}")
     return changes
 

@@ -13,7 +13,8 @@ from cifarctl.data.dataset import Dataset
 from cifarctl.data.fingerprint import fingerprint
 from cifarctl.data.images import read_images
 from cifarctl.data.kind import DataKind, Stored
-from cifarctl.data.layouts import Layout, Listing, find_layout, missing_split
+from cifarctl.data.layouts import find_layout, missing_split
+from cifarctl.data.listing import Layout, Listing
 from cifarctl.errors import DataError, ImageError
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from cifarctl.data.fingerprint import absolute
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
 from cifarctl.data.kind import Stored
 from cifarctl.errors import DataError
@@ -85,35 +86,47 @@ def read_label_list(path: Path, splits: Mapping[str, Stored] | None = None, *, n
     return LabelList(rows, tuple(name for i, name in enumerate(given) if name and i not in used))
 
 
-def find_listed(rows: list[Row], path: Path, folder: Path) -> list[Path]:
+def find_listed(
+    rows: list[Row],
+    path: Path,
+    folder: Path,
+    folders: Mapping[Stored, Path] | None = None,
+    known: dict[str, tuple[Path, int]] | None = None,
+) -> list[Path]:
     """The image file of each row of the list at `path`: in `folder`, or else relative to the list. A row may leave the
     suffix out. Raises DataError, which names the line.
+
+    folders: where to look instead of `folder`, by the split that a row says. known: the images that other lists name,
+    by absolute path, with their list and line; those of this one are added.
     """
     found: list[Path] = []
-    lines: dict[str, int] = {}
-    missing: list[Row] = []
-    folders = _Folders()
+    known = {} if known is None else known
+    missing: list[tuple[Row, Path]] = []
+    listings = _Folders()
     for row in rows:
-        bases = dict.fromkeys((folder, path.parent))
-        matches = next((each for base in bases if (each := folders.matches(base / row.path))), [])
+        base = (folders or {}).get(row.split or "all", folder)
+        places = dict.fromkeys((base, path.parent))
+        matches = next((each for place in places if (each := listings.matches(place / row.path))), [])
         if len(matches) > 1:
             _fail(path, row.line, f"{row.path}: is it {matches[0].name} or {matches[1].name}?")
         if not matches:
-            missing.append(row)
+            missing.append((row, base))
             continue
-        if (line := lines.setdefault(os.path.normpath(matches[0]), row.line)) != row.line:
-            _fail(path, row.line, f"{row.path} is in line {line} too")
+        first = known.setdefault(absolute(matches[0]), (path, row.line))
+        if first != (path, row.line):
+            _fail(path, row.line, f"{row.path} is in {'' if first[0] == path else f'{first[0]}, '}line {first[1]} too")
         found.append(matches[0])
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        row, base = missing[0]
         _fail(
             path,
-            missing[0].line,
-            f"{folder / missing[0].path}: no such file{more}",
+            row.line,
+            f"{base / row.path}: no such file{more}",
             hint="folders in a path are separated by /, not \\"
-            if "\\" in missing[0].path and os.sep == "/"
+            if "\\" in row.path and os.sep == "/"
             else "paths are relative to the list"
-            if folder == path.parent
+            if base == path.parent
             else None,
         )
     return found

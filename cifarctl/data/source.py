@@ -17,7 +17,7 @@ from cifarctl.data.class_names import hint_at_near, lookalikes
 from cifarctl.data.contents import SPLITS, Contents
 from cifarctl.data.data_file import DownloadedArchive
 from cifarctl.data.dataset import Dataset
-from cifarctl.data.fingerprint import describe_changes, listed, stored_split
+from cifarctl.data.fingerprint import describe_changes, is_same, listed, stored_split
 from cifarctl.data.folder import ImageFolder
 from cifarctl.data.kind import DataKind, Stored
 from cifarctl.data.splits import default_val_size, draw_test, stratified_split, was_drawn_otherwise
@@ -282,7 +282,7 @@ class Source:
         """Raise ChangedDataError, unless `allow`, if the images to be measured are those of the training."""
         measured = _digests(self._identity).get(self._stored_split("test"))
         then = _digests(description)
-        if measured and not allow and measured in [then[split] for split in then if split != "test"]:
+        if measured and not allow and any(is_same(then[split], measured) for split in then if split != "test"):
             raise ChangedDataError(f"{self.name}: the model was trained with these images, so they are no test")
 
     @property

@@ -290,6 +290,7 @@ class TestComparison:
     ) -> None:
         kinds = cifarctl("evaluate", "-m", classifier_run, "-m", autoencoder_run)
         assert (kinds.code, "classifier" in kinds.error) == (2, True)
+        assert re.search(r"is a classifier and \S+ an autoencoder$", kinds.error)
         other = tmp_path / "seed1"
         arguments = ("--limit", 250, "--epochs", 1, "--arch", "mlp", "--seed", 1, "--out", other)
         assert cifarctl("train-clf", "--data", "synthetic", *arguments).code == 0

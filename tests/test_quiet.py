@@ -291,6 +291,6 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr("cifarctl.evaluation.evaluate_classifier", lambda *_, **__: pytest.fail("it was measured"))
     (tmp_path / "file").touch()
-    done = cifarctl("evaluate", "-m", classifier_run, option, tmp_path / "file" / "x")
+    done = cifarctl("evaluate", "-m", classifier_run, option, tmp_path / "file" / "x.html")
     assert done.code == 1
     assert done.error.startswith(f"error: {tmp_path / 'file'}")

@@ -51,6 +51,11 @@ def write_run(folder: Path, source: Source, kind: models.Kind = "classifier", se
     return folder
 
 
+def unfolded(text: str) -> str:
+    """The text without blanks: of a long path in it, a terminal breaks the line."""
+    return "".join(text.split())
+
+
 def rows_of(cifarctl: Cifarctl, *arguments: object) -> dict[str, dict[str, Any]]:
     """The rows of `evaluate --json` by the name of the run's folder."""
     done = cifarctl("evaluate", *arguments, "--json")
@@ -80,13 +85,24 @@ class TestImages:
         for name, row in rows.items():
             alone = cifarctl("evaluate", "-m", tmp_path / "runs" / name, "--data", images, "--json").json
             assert row["metrics"] == alone["metrics"]
-        shown = " ".join(cifarctl("evaluate", "-m", tmp_path / "runs", "--data", images).out.split())
-        assert f"runs/b: measured on 60 test images of {images}" in shown
-        assert f"runs/c: measured on 6 test images of {images}" in shown
+        shown = unfolded(cifarctl("evaluate", "-m", tmp_path / "runs", "--data", images).out)
+        assert unfolded(f"runs/b: measured on 60 test images of {images}") in shown
+        assert unfolded(f"runs/c: measured on 6 test images of {images}") in shown
 
-        whole_and_drawn = cifarctl("evaluate", "-m", tmp_path / "runs/b", "-m", tmp_path / "runs/a", "--data", images)
-        assert whole_and_drawn.code == 2
-        assert f"runs/a/model.safetensors was trained on {images}, so its test split is" in whole_and_drawn.error
+    def test_models_side_by_side_are_measured_on_what_one_of_them_held_out(
+        self, cifarctl: Cifarctl, images: Path, others: Path, tmp_path: Path
+    ) -> None:
+        own = write_run(tmp_path / "own", Source(str(images)))
+        new = write_run(tmp_path / "new", Source(str(others)), seed=1)
+        for models_ in ((own, new), (new, own)):
+            done = cifarctl(
+                "evaluate", *(word for each in models_ for word in ("-m", each)), "--data", images, "--json"
+            )
+            assert [result["n"] for result in done.json["results"]] == [6, 6]
+            assert "measured are the images that training on it held out, with all models" in done.err
+        alone = cifarctl("evaluate", "-m", own, "--data", images, "--json").json
+        assert done.json["results"][1]["confusion_matrix"] == alone["confusion_matrix"]
+        assert cifarctl("evaluate", "-m", new, "--data", images, "--json").json["n"] == 60
 
     def test_a_test_split_is_the_same_for_the_models_of_other_data(
         self, cifarctl: Cifarctl, others: Path, tmp_path: Path
@@ -108,11 +124,11 @@ class TestImages:
     ) -> None:
         for seed in (0, 1):
             write_run(tmp_path / "runs" / f"seed{seed}", Source(str(images), seed=seed), seed=seed)
-        shown = " ".join(cifarctl("evaluate", "-m", tmp_path / "runs", "--split", "val").out.split())
+        shown = unfolded(cifarctl("evaluate", "-m", tmp_path / "runs", "--split", "val").out)
         for seed in (0, 1):
-            assert f"seed{seed}: measured on 5 val images of {images}, drawn by seed {seed}" in shown
-        shown = " ".join(cifarctl("evaluate", "-m", tmp_path / "runs").out.split())
-        assert shown.endswith(f"Measured on 6 test images of {images}")
+            assert unfolded(f"seed{seed}: measured on 5 val images of {images}, drawn by seed {seed}") in shown
+        shown = unfolded(cifarctl("evaluate", "-m", tmp_path / "runs").out)
+        assert shown.endswith(unfolded(f"Measured on 6 test images of {images}"))
 
     @pytest.mark.parametrize("form", ["another order", "a class less", "numbers"])
     def test_data_that_a_model_takes_alone_it_takes_in_a_table(
@@ -209,17 +225,17 @@ class TestDetails:
         assert row["metrics"]["accuracy"] == trained["val"]["accuracy"]
         done = cifarctl("evaluate", "-m", tmp_path / "runs", "--stored")
         assert done.code == 0
-        assert f"few: measured on 6 val images of {train}, which has no test split" in " ".join(done.out.split())
+        assert unfolded(f"few: measured on 6 val images of {train}, which has no test split") in unfolded(done.out)
 
     def test_a_run_that_stores_no_measurement_says_why(self, cifarctl: Cifarctl, images: Path, tmp_path: Path) -> None:
         run = write_run(tmp_path / "runs" / "bare", Source(str(images)))
         done = cifarctl("evaluate", "-m", tmp_path / "runs", "--stored")
         assert done.error == "error: 1 of 1 could not be read"
-        assert "it stores no measurement" in " ".join(done.out.split())
+        assert unfolded("it stores no measurement") in unfolded(done.out)
         (run / "summary.json").unlink()
         early = cifarctl("evaluate", "-m", tmp_path / "runs", "--stored")
         assert early.code == 0
-        assert "measured at the end of training" in " ".join(early.out.split())
+        assert unfolded("measured at the end of training") in unfolded(early.out)
 
 
 class TestWhatIsNoRun:

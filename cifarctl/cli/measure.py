@@ -70,6 +70,8 @@ class ModelOnData:
             remark = remark or (pca if of_train else None)
         is_new = self.source.is_path and self.source.only_measured
         contents = [str(self.source.contents())] if is_new else []
+        if self.source.draws_test:
+            contents = [f"{self.source.name}: measured are the images that training on it held out, with all models"]
         # Of its own data, training has said so.
         is_checked = is_new and self.info.kind == "classifier"
         copies = remarks_on_copies(self.source.name, {split: self.source.load(split)}) if is_checked else []
@@ -129,7 +131,8 @@ def images_of(source: "Source", split: "Split") -> "Source":
         val_size=source.val_size if is_drawn or split == "train" else None,
         limit=source.limit if split == "train" else None,
         draws_val=is_drawn,
-        only_measured=source.only_measured and "all" in source.stored,
+        only_measured=source.only_measured and "all" in source.stored and not source.draws_test,
+        draws_test=False,
         model_classes=(),
     )
 
@@ -148,6 +151,8 @@ def find_models(
         if tta and info.kind != "classifier":
             raise UsageError(f"--tta: test-time augmentation is for classifiers, and {path} is an autoencoder")
         models.append(on_data(path, info, data, data_dir, sources))
+    if splits == ["test"]:
+        models = _on_held_out(models)
     first = models[0]
     for other in models[1:]:
         if other.info.kind != first.info.kind:
@@ -158,18 +163,24 @@ def find_models(
     return models
 
 
+def _on_held_out(models: Sequence[ModelOnData]) -> list[ModelOnData]:
+    """Measure models on the part of data without splits that the training of another one of them held out."""
+    from cifarctl.data.source import place_of
+
+    trained_there = {place_of(each.source.name) for each in models if not each.source.only_measured}
+    return [
+        replace(each, source=replace(each.source, draws_test=True))
+        if each.source.only_measured and "all" in each.source.stored and place_of(each.source.name) in trained_there
+        else each
+        for each in models
+    ]
+
+
 def _check_comparable(first: ModelOnData, other: ModelOnData, split: "Split") -> None:
     """Raise UsageError unless both models would be measured on the same images."""
     one, two = (images_of(model.source, split) for model in (first, other))
     if one == two:
         return
-    if replace(one, only_measured=two.only_measured) == two:
-        own, new = (other, first) if one.only_measured else (first, other)
-        raise UsageError(
-            f"--model: {own.path} was trained on {own.source.name}, so its {split} split is the images held out of it, "
-            f"and that of {new.path} is all of them",
-            hint="compare them on data with a test split, or on images that none of them was trained on",
-        )
     raise UsageError(
         f"--model: {first.path} and {other.path} were trained on other images, so a split is not the same",
         hint="compare them on --split test of one --data",

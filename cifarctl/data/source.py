@@ -82,6 +82,7 @@ class Source:
     arrays: the data itself, if `name` is `arrays.NAME`.
     model_classes: the classes of the model that is measured: labels of files are renumbered to them, by name.
     only_measured: nothing was trained on this data: all of a data set without splits is its test split.
+    draws_test: but here only what training on it would hold out, as of a model beside this one.
     draws_val: validation images are drawn from train even if there are others, as when the model was trained.
     """
 
@@ -93,6 +94,7 @@ class Source:
     arrays: Arrays | None = field(default=None, repr=False)
     model_classes: tuple[str, ...] = ()
     only_measured: bool = False
+    draws_test: bool = False
     draws_val: bool = False
 
     @property
@@ -211,7 +213,7 @@ class Source:
         changes = self.changes(description, split)
         if changes:
             text = f"{self.name}: other data than when the model was trained: {'; '.join(changes)}"
-            is_drawn = split != "test" or ("all" in self.stored and not self._is_whole)
+            is_drawn = split != "test" or ("all" in self.stored and not self.only_measured)
             if is_drawn and not allow:
                 raise ChangedDataError(f"{text}. So {split} would hold other images than it did then")
             if is_drawn and "val" not in self.stored:
@@ -288,7 +290,7 @@ class Source:
     @property
     def _is_whole(self) -> bool:
         """Whether all images are the test split."""
-        return self.only_measured and "all" in self.stored
+        return self.only_measured and "all" in self.stored and not self.draws_test
 
     @property
     def _identity(self) -> dict[str, Any]:

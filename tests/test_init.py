@@ -314,6 +314,15 @@ class TestTheRecipe:
                 assert gentle.lr < anew.lr or gentle.optimizer != anew.optimizer
         assert TRAINED_WEIGHTS.keys() <= models.REGISTRY.keys()
 
+    def test_one_for_new_weights_is_remarked_on(self, trained: Path, tmp_path: Path) -> None:
+        arguments = {**QUICK, "epochs": 1, "recipe": "best"}
+        events: list[Event] = []
+        cifarctl.train_classifier(
+            tmp_path / "run", data=drawn(OTHERS, 20), init=trained, on_event=events.append, **arguments
+        )
+        (started,) = [event for event in events if isinstance(event, Started)]
+        assert "recipe best: for new weights; fast is gentler with trained ones" in started.remarks
+
     def test_twenty_images_a_class_are_passed_many_times(self, trained: Path, tmp_path: Path) -> None:
         arguments = {**QUICK, "epochs": 2, "epoch_steps": 5}
         run = cifarctl.train_classifier(tmp_path / "run", data=drawn(OTHERS, 20), init=trained, **arguments)

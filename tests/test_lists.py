@@ -14,6 +14,8 @@ from cifarctl.data.contents import SPLITS
 from cifarctl.errors import DataError
 from cifarctl.files import to_json
 
+from support import Cifarctl
+
 Row = tuple[str, str, str]
 
 
@@ -187,6 +189,15 @@ class TestOwnRuns:
             f"{tmp_path}: ant/runs/train-clf-2, runs, sweeps left out: cifarctl's own runs, no images of a class",
         )
         assert source.describe() == before
+
+    def test_a_folder_of_pictures_is_no_place_for_a_run(self, cifarctl: Cifarctl, tmp_path: Path) -> None:
+        for name in ("ant", "bee"):
+            for i in range(5):
+                picture(tmp_path / name / f"{i}.png", i)
+        out = tmp_path / "ant"
+        done = cifarctl("train-clf", "--data", tmp_path, "--out", out)
+        assert (done.code, done.error) == (2, f"error: --out {out}: it has pictures of --data {tmp_path}")
+        assert len(list(out.iterdir())) == 5
 
     def test_a_class_that_has_another_programs_configuration_stays(self, tmp_path: Path) -> None:
         for name in ("ant", "bee", "runs"):

@@ -28,4 +28,15 @@ def check_target(option: str, path: Path | None, inputs: Iterable[Path] = (), su
         raise UsageError(f"{option} {path}: it would replace a file of the run {path.parent}", hint=_ANOTHER)
 
 
+def check_run_folder(out: Path, data: Path) -> None:
+    """Raise UsageError if `out` is a folder of images in `data`: a run's charts would be some of them."""
+    from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
+    from cifarctl.data.own_runs import is_run
+
+    if data.resolve() not in out.resolve().parents or not out.is_dir() or is_run(out):
+        return
+    if any(each.suffix.lower() in FORMAT_OF_SUFFIX for each in out.iterdir()):
+        raise UsageError(f"--out {out}: it has pictures of --data {data}", hint="name another folder")
+
+
 _ANOTHER = "name another file"

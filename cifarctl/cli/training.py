@@ -12,6 +12,7 @@ import typer
 from cifarctl.cli import options as opt
 from cifarctl.cli.output import Output
 from cifarctl.cli.progress import ProgressLine, shown_progress
+from cifarctl.cli.targets import check_run_folder
 from cifarctl.distributed import may_restart, process_number, restarts, torchrun_words
 from cifarctl.errors import CifarctlError, Interrupted, ProcessLostError, RunDirError, TrainingError, UsageError
 from cifarctl.progress import Progress
@@ -65,6 +66,8 @@ def run_training(
         options = _resumed(context, options, check_stored_options(run.read_config(), run.config))
     options = adopted(options)
     check(options)
+    if options.source.is_path and not resume:
+        check_run_folder(out, Path(options.source.name))
     opt.remark_unproven(options.device, output)
     _remark_slow(options, output)
     ensure_data(options.source, output, offline=offline)

@@ -60,7 +60,7 @@ class TrainOptions:
     encoder: str | None = None
     finetune: bool = False
     teacher: str | None = None
-    recipe: str = "fast"
+    recipe: str = recipes.DEFAULT_RECIPE
     overrides: dict[str, Any] | None = None
     limit: int | None = None
     device: Device = "auto"

@@ -276,7 +276,8 @@ _AIRBENCH_FINE_TUNING = Recipe(
     model={"widths": (96, 288, 320), "depth": 3},
 )
 
-# By architecture, then by name; "fast" is the default name.
+DEFAULT_RECIPE = "fast"
+# By architecture, then by name.
 RECIPES: dict[str, dict[str, Recipe]] = {
     "resconv": _RESCONV,
     "conv2": {"fast": _RESCONV["fast"]},
@@ -332,7 +333,7 @@ def recipe_for(architecture: str, name: str, start: Start = "new") -> Recipe:
     if name not in (known := _recipes(architecture)):
         raise ValueError(f"{architecture} has no recipe {name}, only: {', '.join(known)}")
     recipe = known[name]
-    if name == "fast":
+    if name == DEFAULT_RECIPE:
         instead = {
             "frozen encoder": FROZEN_ENCODER,
             "fine-tuned encoder": FINE_TUNED_ENCODER,

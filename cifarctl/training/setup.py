@@ -36,7 +36,7 @@ from cifarctl.training.objectives import (
 )
 from cifarctl.training.options import TrainOptions
 from cifarctl.training.preflight import check_batch, check_recipe, remarks_on_bits
-from cifarctl.training.recipes import Recipe
+from cifarctl.training.recipes import DEFAULT_RECIPE, Recipe
 from cifarctl.training.run_dir import RunDir
 from cifarctl.version import __version__
 from cifarctl.wording import model_name
@@ -136,6 +136,8 @@ def set_up(
         remarks += remarks_on_model(name, known, data.description, held_out, options.source.folder)
     if init:
         remarks += init.put_into(model, config, data.train)
+        if options.recipe != DEFAULT_RECIPE:
+            remarks += (f"recipe {options.recipe}: for new weights; {DEFAULT_RECIPE} is gentler with trained ones",)
         model.useful_untrained = True
     objective = _objective(options, model, recipe, precision, data.train, teacher)
 

@@ -85,6 +85,18 @@ class TestSplitsOfAListBesideFolders:
         with pytest.raises(DataError, match=rf"{name}, line 16: test/14.png lies in test, but the {says}"):
             Source(str(root)).check()
 
+    def test_folders_in_folders_are_listed_too(self, kaggle: tuple[Path, list[Row]]) -> None:
+        root, rows = kaggle
+        (root / "test").rename(root / "all")
+        (root / "test").mkdir()
+        (root / "all").rename(root / "test" / "all")
+        own = root / "train" / "runs" / "train-clf-1"
+        own.mkdir(parents=True)
+        (own / "config.json").write_text(to_json({"options": {}, "recipe": {}}))
+        write_list(root / "labels.csv", [(row[0].replace("test/", "test/all/"), row[1]) for row in rows])
+        source = Source(str(root))
+        assert (source.check(), len(source.load("test"))) == ((), 6)
+
     def test_an_image_in_two_lists_is_refused(self, kaggle: tuple[Path, list[Row]]) -> None:
         root, rows = kaggle
         every = write_list(root / "labels.csv", [row[:2] for row in rows])
@@ -134,6 +146,15 @@ class TestAListBesideFoldersOfAnotherMeaning:
         assert Source(str(root)).check() == ()
         path = write_list(root / "labels.csv", [("0", "Katze"), ("1", "Hund")], "id,label")
         remark = f"{path}: not used, since it names no image in the folders of classes"
+        assert Source(str(root)).check() == (remark,)
+
+    def test_goes_on_if_it_cannot_be_read(self, tmp_path: Path) -> None:
+        root = make_folder(tmp_path / "data", {"cat": 5, "dog": 5}, {"cat": 1, "dog": 1})
+        for name in ("train.csv", "data.csv"):
+            (tmp_path / name).write_bytes(b"path,label\n\xff,\n")
+        assert Source(str(root)).check() == ()
+        (root / "train.csv").write_bytes(b"path,label\n\xff,\n")
+        remark = f"{root / 'train.csv'}: not UTF-8: not used, and not compared with the folders' classes"
         assert Source(str(root)).check() == (remark,)
 
 

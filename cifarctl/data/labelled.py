@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,7 @@ def labelled_folders(root: Path, folders: Mapping[Stored, Path]) -> Layout:
         unlisted = [image for image in images if absolute(image) not in known]
         names = dict.fromkeys(each.path.name for each in found if each.image.parent == folder)
         count = f"{len(unlisted):,} image{'s' if len(unlisted) > 1 else ''}"
-        if not images:
+        if not (images or any(Path(name).is_relative_to(absolute(folder)) for name in known)):
             unused.append(f"{folder}: ignored, since it has no images directly in it")
         elif unlisted and len(unlisted) == len(images):
             unused.append(f"{folder}: {count} without labels ignored, for example {unlisted[0].name}")
@@ -96,11 +97,31 @@ def remarks_on_lists(root: Path, folders: Sequence[Path], classes: Sequence[str]
     """
     paths: dict[Path, None] = {}
     for folder in folders:
-        places = {folder: True, Path(absolute(folder)).parent if folder == root else root: folder != root}
-        for place, is_inside in places.items():
-            paths |= dict.fromkeys(_lists_of(place, folder, of_all=is_inside))
+        for place in (folder, root):
+            paths |= dict.fromkeys(_lists_of(place, folder, of_all=True))
+        if folder == root:
+            with suppress(DataError):  # a folder that nobody asked to read
+                paths |= dict.fromkeys(_lists_of(Path(absolute(root)).parent, root, of_all=False))
     if not paths:
         return []
+    class_of = _classes_of_files(folders, classes)
+    remarks = []
+    for path in paths:
+        is_inside = path.parent in (root, *folders)
+        try:
+            rows = read_label_list(path, needs_labels=False).rows
+        except DataError as error:
+            remarks += [f"{error}: not used, and not compared with the folders' classes"] if is_inside else []
+            continue
+        if _agree(rows, path, (*folders, root, path.parent), class_of):
+            remarks.append(f"{path}: not used, since the folders say the same classes")
+        elif rows and is_inside:
+            remarks.append(f"{path}: not used, since it names no image in the folders of classes")
+    return remarks
+
+
+def _classes_of_files(folders: Sequence[Path], classes: Sequence[str]) -> dict[str, set[str]]:
+    """The folders of classes that each image lies in: by absolute path and by name, with and without the suffix."""
     class_of: dict[str, set[str]] = {}
     for folder in folders:
         for name in classes:
@@ -108,14 +129,7 @@ def remarks_on_lists(root: Path, folders: Sequence[Path], classes: Sequence[str]
                 file = absolute(image)
                 for key in (file, os.path.splitext(file)[0], image.name, image.stem):  # noqa: PTH122 (faster)
                     class_of.setdefault(key, set()).add(name)
-    remarks = []
-    for path in paths:
-        rows = read_label_list(path, needs_labels=False).rows
-        if _agree(rows, path, (*folders, root, path.parent), class_of):
-            remarks.append(f"{path}: not used, since the folders say the same classes")
-        elif rows and path.parent in (root, *folders):
-            remarks.append(f"{path}: not used, since it names no image in the folders of classes")
-    return remarks
+    return class_of
 
 
 def _agree(rows: Sequence[Row], path: Path, bases: Iterable[Path], class_of: Mapping[str, set[str]]) -> bool:

@@ -78,7 +78,7 @@ def _split_folders(root: Path) -> dict[Stored, Path]:
 def _has_class_folders(folders: Mapping[Stored, Path]) -> bool:
     """Whether the folder that is named as the training split has folders, which are classes; without it, any other."""
     asked = [folders["train"]] if "train" in folders else folders.values()
-    return any(not folder.is_dir() or subfolders(folder)[0] for folder in asked)
+    return any(not folder.is_dir() or _class_names(folder)[0] for folder in asked)
 
 
 def _folders_of_splits(root: Path, folders: Mapping[Stored, Path]) -> Layout:

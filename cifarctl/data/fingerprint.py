@@ -82,7 +82,7 @@ def pixel_fingerprint(datasets: Iterable["Dataset"]) -> dict[str, str]:
     digest = hashlib.blake2b(digest_size=32)
     for dataset in datasets:
         digest.update(dataset.images.contiguous().numpy().data)
-    decoder = f"cifarctl {__version__}, Pillow {PIL.__version__}, {features.version('jpg')}, {platform.machine()}"
+    decoder = f"cifarctl {__version__}, Pillow {PIL.__version__}, libjpeg {features.version('jpg')}, {platform.machine()}"
     return {"blake2b": digest.hexdigest(), "decoder": decoder}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_folders import make_folder, picture
@@ -208,6 +209,30 @@ class TestResume:
         assert renamed.code == 1
         assert "classes: only then: cat; only now: zebra" in renamed.error
         assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+    def test_other_pixels_in_files_of_the_same_names_and_sizes_are_refused(
+        self, cifarctl: Cifarctl, moved: Path, tmp_path: Path
+    ) -> None:
+        first, other = (moved / "train" / "cat" / f"00{i}.bmp" for i in (1, 2))  # BMPs of one size have as many bytes
+        for path, colour in ((first, "red"), (other, "blue")):
+            Image.new("RGB", (8, 8), colour).save(path)
+        run = tmp_path / "run"
+        start(moved, run)
+        before = (run / "config.json").read_bytes()
+        pixels = other.read_bytes()
+        shutil.copy(first, other)
+        refused = cifarctl("train-clf", "--resume", "--out", run)
+        assert refused.code == 1
+        assert refused.error.endswith("image files of the same names and sizes have other pixels")
+        assert (run / "config.json").read_bytes() == before
+        config = json.loads(before)
+        for noted in ({}, {"pixels": {**config["pixels"], "decoder": "another"}}):  # which cannot be compared
+            went_on = shutil.copytree(run, tmp_path / f"run {len(noted)}")
+            without = {name: value for name, value in config.items() if name != "pixels"}
+            (went_on / "config.json").write_text(json.dumps({**without, **noted}))
+            assert cifarctl("train-clf", "--resume", "--out", went_on).code == 0
+        other.write_bytes(pixels)
+        assert cifarctl("train-clf", "--resume", "--out", run).code == 0
 
     def test_the_same_data_at_another_place_ends_with_the_same_bits(
         self, cifarctl: Cifarctl, original: Path, moved: Path, tmp_path: Path

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cifarctl.version import __version__
 
 if TYPE_CHECKING:
     from cifarctl.data.dataset import Dataset
@@ -67,6 +70,20 @@ def content_fingerprint(dataset: "Dataset") -> dict[str, int | str]:
     for tensor in (dataset.images, dataset.labels):
         digest.update(tensor.contiguous().numpy().data)
     return {"count": len(dataset), "sha256": digest.hexdigest()}
+
+
+def pixel_fingerprint(datasets: Iterable["Dataset"]) -> dict[str, str]:
+    """What tells decoded image files from others of the same names and sizes, and what decoded them: fingerprints of
+    other decoders cannot be compared, since they may round differently.
+    """
+    import PIL  # which only image files need
+    from PIL import features
+
+    digest = hashlib.blake2b(digest_size=32)
+    for dataset in datasets:
+        digest.update(dataset.images.contiguous().numpy().data)
+    decoder = f"cifarctl {__version__}, Pillow {PIL.__version__}, libjpeg {features.version('jpg')}, {platform.machine()}"
+    return {"blake2b": digest.hexdigest(), "decoder": decoder}
 
 
 def stored_split(split: str, stored: Collection[str]) -> str:

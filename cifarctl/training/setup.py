@@ -14,7 +14,7 @@ import torch
 from cifarctl import models, weights
 from cifarctl.data import Arrays, Dataset, Source
 from cifarctl.data.contents import SPLITS
-from cifarctl.data.fingerprint import describe_changes
+from cifarctl.data.fingerprint import describe_changes, pixel_fingerprint
 from cifarctl.data.overlap import remarks_on_copies
 from cifarctl.data.source import drew_val
 from cifarctl.distributed import Ranks
@@ -44,12 +44,15 @@ from cifarctl.wording import model_name
 
 @dataclass(frozen=True)
 class Data:
-    """train, val: on the run's device. test: on the CPU, if there is one. description: `Source.describe`."""
+    """train, val: on the run's device. test: on the CPU, if there is one. description: `Source.describe`. pixels: of
+    image files, `pixel_fingerprint`.
+    """
 
     train: Dataset
     val: Dataset
     test: Dataset | None
     description: dict[str, Any]
+    pixels: dict[str, str] | None
     remarks: tuple[str, ...]
 
 
@@ -196,7 +199,8 @@ def _write_config(
         run.check_checkpoint()
     if not run.has_lock:
         remarks += (f"{run.path}: its file system has no locks, so let no other process use this folder",)
-    run.write_json(run.config, {**config, "data": data.description, **digests})
+    pixels = {"pixels": data.pixels} if data.pixels else {}
+    run.write_json(run.config, {**config, "data": data.description, **pixels, **digests})
     return remarks
 
 
@@ -212,20 +216,29 @@ def _load(source: Source, resumed_config: dict[str, Any], device: torch.device) 
         then = resumed_config.get("data")
         changes = describe_changes(then if isinstance(then, dict) else {}, description, SPLITS)
         if changes:
-            raise ChangedDataError(
-                f"{source.name}: other data than when the run was started: {'; '.join(changes)}",
-                hint="bring it back as it was, or start another run",
-            )
+            raise _changed(source, "; ".join(changes))
         if changes is None:
             source.check_early_split()
             remarks += (f"{source.name}: the run noted nothing to compare its data with, so it may have changed",)
         if resumed_config.get("options", {}).get("compile"):
             remarks += ("the run was started with --compile, which this version does not have: it goes on without",)
     splits = {split: source.load(split) for split in SPLITS if source.has(split)}
+    # Of archives and arrays, the description has a digest of the contents.
+    pixels = pixel_fingerprint(splits.values()) if "files" in description else None
+    noted = resumed_config.get("pixels")
+    if pixels and isinstance(noted, dict) and noted.get("decoder") == pixels["decoder"] and noted != pixels:
+        raise _changed(source, "image files of the same names and sizes have other pixels")
     if source.is_path:
         remarks += tuple(remarks_on_copies(source.name, splits))
     train, val = (splits[split].to(device) for split in SPLITS[:2])
-    return Data(train, val, splits.get("test"), description, remarks)
+    return Data(train, val, splits.get("test"), description, pixels, remarks)
+
+
+def _changed(source: Source, how: str) -> ChangedDataError:
+    return ChangedDataError(
+        f"{source.name}: other data than when the run was started: {how}",
+        hint="bring it back as it was, or start another run",
+    )
 
 
 def _weights_to_learn_from(

@@ -89,7 +89,7 @@ def evaluate(
         typer.Option(
             "--stored",
             metavar="",
-            help="Measure nothing: show what training measured on its test split, in one table.",
+            help="Measure nothing: show what training measured on its test split, or on val if there is none.",
             rich_help_panel=opt.OUTPUT_PANEL,
         ),
     ] = False,

@@ -82,7 +82,8 @@ def pixel_fingerprint(datasets: Iterable["Dataset"]) -> dict[str, str]:
     digest = hashlib.blake2b(digest_size=32)
     for dataset in datasets:
         digest.update(dataset.images.contiguous().numpy().data)
-    decoder = f"cifarctl {__version__}, Pillow {PIL.__version__}, libjpeg {features.version('jpg')}, {platform.machine()}"
+    libraries = f"Pillow {PIL.__version__}, libjpeg {features.version('jpg')}"
+    decoder = f"cifarctl {__version__}, {libraries}, {platform.machine()}"
     return {"blake2b": digest.hexdigest(), "decoder": decoder}
 
 

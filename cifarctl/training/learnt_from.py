@@ -77,10 +77,10 @@ def _on_copies(
             return () if are_archives else (str(seen.remark("images held out here", model, "")),)
         if seen.is_exact and seen.count:
             remarks.append(
-                f"{model} was trained on {seen.count:,} of the {len(images):,} {split} images, so the {split} "
-                "metrics are too good"
+                f"{model} was trained on {seen.count:,} of the {len(images):,} {_WORDS[split]} images, so the "
+                f"{_WORDS[split]} metrics are too good"
             )
-        elif remark := seen.remark(f"{len(images):,} {_WORDS[split]} images", model, f"the {split} metrics"):
+        elif remark := seen.remark(f"{len(images):,} {_WORDS[split]} images", model, f"the {_WORDS[split]} metrics"):
             remarks.append(remark)
     return tuple(remarks)
 

@@ -275,3 +275,10 @@ class TestWhatIsNoRun:
         assert done.err == f"{runs}: the table has the runs directly in it, and leaves out {left_out}\n"
         named = cifarctl("evaluate", "-m", runs, "-m", runs / "group", "-m", runs / "loose.safetensors", "--stored")
         assert "leaves out" not in named.err
+
+    def test_runs_in_a_run_are_named(self, cifarctl: Cifarctl, images: Path, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "runs", Source(str(images)))
+        inner = write_run(run / "first", Source(str(images)))
+        done = cifarctl("evaluate", "-m", run, "--json")
+        assert done.json["n"] == 6
+        assert f"{run}: a run itself, so the runs in it are left out: {inner}" in done.err

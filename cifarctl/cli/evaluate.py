@@ -122,7 +122,7 @@ def evaluate(
       cifarctl evaluate -m runs
     """
     from cifarctl.cli.measure import find_models
-    from cifarctl.cli.runs import holds_runs, prepare_runs, tabulate_runs
+    from cifarctl.cli.runs import holds_runs, prepare_runs, say_runs_inside, tabulate_runs
     from cifarctl.cli.thresholds import check_thresholds, fail_below, parse_thresholds
     from cifarctl.hardware import select_device
     from cifarctl.training.signals import raised_signals
@@ -132,6 +132,7 @@ def evaluate(
     _check_targets(plots, report)
     splits = [cast("Split", name.value) for name in dict.fromkeys(split or [SplitName.test])]
     references = [*(model or ()), *(more or ())]
+    say_runs_inside(references, output)
     if stored or (more and len(references) > 1) or any(map(holds_runs, references)):
         refused = {
             "--plots": bool(plots),

@@ -73,6 +73,15 @@ def holds_runs(folder: Path) -> bool:
     return any(_runs_in(folder))
 
 
+def say_runs_inside(references: Sequence[Path], output: Output) -> None:
+    """Say which runs are left out since the folder that is named is a run itself."""
+    from cifarctl.data.fingerprint import listed
+
+    for folder in dict.fromkeys(references):
+        if folder.is_dir() and _is_run(folder) and (inside := [str(each) for each in _folders_of_runs(folder)]):
+            output.status(f"{folder}: a run itself, so the runs in it are left out: {listed(inside)}")
+
+
 def _find_runs(references: Sequence[Path | None]) -> list[Run]:
     """All models that are named, and all in the folders of runs that are named, each once."""
     every = (one for each in references for one in (_runs_in(each) if each and holds_runs(each) else [each]))
@@ -233,7 +242,12 @@ def _best_first(runs: Sequence[Run]) -> list[Run]:
 def _runs_in(folder: Path) -> Iterator[Path]:
     """The runs in a folder that is none itself, by name."""
     if folder.is_dir() and not _is_run(folder):
-        yield from (each for each in sorted(folder.iterdir()) if each.is_dir() and _is_run(each))
+        yield from _folders_of_runs(folder)
+
+
+def _folders_of_runs(folder: Path) -> Iterator[Path]:
+    visible = (each for each in sorted(folder.iterdir()) if not each.name.startswith("."))
+    yield from (each for each in visible if each.is_dir() and _is_run(each))
 
 
 def _is_run(folder: Path) -> bool:

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cifarctl import weights
+from cifarctl import models, weights
 from cifarctl.cli import training
+from cifarctl.distributed import ALONE
 from cifarctl.files import move_file, to_json
 from cifarctl.training import run_dir
 from cifarctl.training.loop import EpochDone
+from cifarctl.training.preflight import check_batch
+from cifarctl.training.recipes import recipe_for
 from cifarctl.training.sealed_file import load_sealed
+from cifarctl.version import __version__
 
 from support import Cifarctl, model_bytes, start, wait_for_line
 
@@ -254,6 +259,13 @@ class TestStart:
         few = ("--limit", 3, "--batch-size", 1, "--epochs", 1, "--set", "model.widths=24,24,24")
         assert cifarctl("train-clf", *SMALL, *few, "--out", tmp_path / "run").code == 0
 
+    def test_so_do_convolutions_on_an_encoder_which_takes_whole_images(self) -> None:
+        encoder = {"model": "resconv", "config": {"latent_dim": 64, "width": 8}}
+        model = models.build("airbench", encoder=encoder, widths=[24, 24, 24])
+        recipe = replace(recipe_for("airbench", "fast", "frozen encoder"), batch_size=1)
+        assert recipe.image_sizes
+        check_batch(model, recipe, torch.zeros(3, 3, 32, 32, dtype=torch.uint8), ALONE)
+
     def test_a_folder_with_neither_weights_nor_a_checkpoint_is_no_run(
         self, cifarctl: Cifarctl, whole: Path, tmp_path: Path
     ) -> None:
@@ -377,12 +389,26 @@ class TestConfiguration:
         assert f"{stopped / 'config.json'}: " in refused.error
         assert says in refused.error
 
-    def test_a_default_that_has_changed_since_is_named(self, cifarctl: Cifarctl, stopped: Path) -> None:
+    @pytest.mark.parametrize("value", ["pets", 7, ["pets"]])
+    def test_data_that_are_no_description_are_refused(self, cifarctl: Cifarctl, stopped: Path, value: object) -> None:
+        edit(stopped, lambda config: config.update(data=value))
+        refused = cifarctl("train-clf", "--out", stopped, "--resume")
+        assert refused.code == 1
+        assert refused.error.endswith(f"config.json: data is {value!r}, no description of data")
+
+    @pytest.mark.parametrize(
+        ("version", "hint"), [("0.1.0", "resume it with cifarctl 0.1.0"), (__version__, "bring the file back")]
+    )
+    def test_a_default_that_has_changed_since_is_named(
+        self, cifarctl: Cifarctl, stopped: Path, version: str, hint: str
+    ) -> None:
         edit(stopped, lambda config: config["recipe"].update(weight_decay=0.5))
+        edit(stopped, lambda config: config["versions"].update(cifarctl=version))
         before = contents(stopped)
         refused = cifarctl("train-clf", "--out", stopped, "--resume")
         assert refused.code == 1
         assert "recipe.weight_decay is 0.5, not 0.05" in refused.error
+        assert f"hint: {hint}" in refused.err
         assert contents(stopped) == before
 
     def test_other_threads_may_end_in_other_bits(self, cifarctl: Cifarctl, stopped: Path) -> None:

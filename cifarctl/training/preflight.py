@@ -20,6 +20,7 @@ from cifarctl.training.checkpoint import describe_differences
 from cifarctl.training.failures import check_shares
 from cifarctl.training.options import RENAMED_FIELDS, TrainOptions, mismatch
 from cifarctl.training.recipes import Recipe
+from cifarctl.training.run_dir import REPAIR
 from cifarctl.version import __version__
 
 
@@ -29,7 +30,9 @@ def check_batch(model: Model, recipe: Recipe, images: Tensor, ranks: Ranks) -> N
     if min(recipe.batch_size, len(images)) // ranks.size > 1:
         return
     trial = copy.deepcopy(model).train()
-    image = scale(to_float(images[:1]), min((size for _, size in recipe.image_sizes), default=images.shape[-1]))
+    image = to_float(images[:1])
+    if getattr(model, "encoder", None) is None:  # an autoencoder encodes whole images
+        image = scale(image, min((size for _, size in recipe.image_sizes), default=images.shape[-1]))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             trial(image)
@@ -52,17 +55,19 @@ def check_stored_options(config: Mapping[str, Any], path: Path) -> TrainOptions:
     hints = get_type_hints(TrainOptions)
     for name, value in stored.items() if isinstance(stored, dict) else ():
         if name in hints and (wanted := mismatch(name, value, hints[name])):
-            raise RunDirError(f"{path}: options.{name} is {value!r}, not {wanted}", hint=_REPAIR)
+            raise RunDirError(f"{path}: options.{name} is {value!r}, not {wanted}", hint=REPAIR)
+    if not isinstance(data := config.get("data") or {}, dict):
+        raise RunDirError(f"{path}: data is {data!r}, no description of data", hint=REPAIR)
     options = TrainOptions.from_config(dict(config), path)
     if wrong := _wrong_name(options):
-        raise RunDirError(f"{path}: options.{wrong} is {getattr(options, wrong)!r}, which names nothing", hint=_REPAIR)
+        raise RunDirError(f"{path}: options.{wrong} is {getattr(options, wrong)!r}, which names nothing", hint=REPAIR)
     model = options.init_model
     if model and (model.get("model") not in models.names(options.kind) or not isinstance(model.get("config"), dict)):
-        raise RunDirError(f"{path}: options.init_model is {model!r}, no {options.kind}'s architecture", hint=_REPAIR)
+        raise RunDirError(f"{path}: options.init_model is {model!r}, no {options.kind}'s architecture", hint=REPAIR)
     try:
         _ = options.resolved_recipe
     except UsageError as error:
-        raise RunDirError(f"{path}: options.overrides: {error}", hint=_REPAIR) from None
+        raise RunDirError(f"{path}: options.overrides: {error}", hint=REPAIR) from None
     return options
 
 
@@ -76,16 +81,13 @@ def _wrong_name(options: TrainOptions) -> str | None:
     return None if options.recipe in recipes.names(options.model_name) else "recipe"
 
 
-_REPAIR = "bring the file back as the run wrote it, or train anew with `overwrite`"
-
-
 def check_recipe(config: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
     """Raise RunDirError if a run's `config.json`, at `path`, holds another recipe than this version makes of its
     options: it would go on to another model.
     """
     stored = config.get("recipe")
     if not isinstance(stored, dict):
-        raise RunDirError(f"{path}: has no recipe", hint=_REPAIR)
+        raise RunDirError(f"{path}: has no recipe", hint=REPAIR)
     defaults = {item.name: value for item in fields(Recipe) if (value := getattr(Recipe, item.name, None)) is not None}
     then: dict[str, Any] = {
         **defaults,
@@ -93,6 +95,8 @@ def check_recipe(config: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
     }
     if differences := describe_differences({"recipe": then}, {"recipe": asdict(recipe)}):
         version = _versions(config).get("cifarctl", "another version")
+        if version == __version__:
+            raise RunDirError(f"{path}: {'; '.join(differences)}, as its options say", hint=REPAIR)
         raise RunDirError(
             f"{path}: {'; '.join(differences)} in this version ({__version__}), so the run would end as another model",
             hint=f"resume it with cifarctl {version}, or train anew with `overwrite`",

@@ -18,6 +18,7 @@ from cifarctl.training.run_lock import RunLock, check_unused
 if TYPE_CHECKING:
     from cifarctl.training.loop import EpochDone
 
+REPAIR = "bring the file back as the run wrote it, or train anew with `overwrite`"
 # In a run's folder: the run that will replace it; and that run while its files take the places of the old one's.
 _STAGED, _WHOLE = ".cifarctl-new", ".cifarctl-new-whole"  # names that nobody else gives
 
@@ -310,10 +311,12 @@ def read_history(model: Path) -> list[Record]:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunDirError(f"{path}: cannot be read ({error})") from None
+    except OSError as error:
+        raise RunDirError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        config = None
     if not isinstance(config, dict):
-        raise RunDirError(f"{path}: no JSON object")
+        raise RunDirError(f"{path}: no JSON object", hint=REPAIR)
     return config
 
 

@@ -12,15 +12,15 @@ from typing import Any, TypeVar, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
 from torch import Tensor
 
 from cifarctl import models, typicality
 from cifarctl.errors import WeightsError
-from cifarctl.files import PRETRAINED, save_tensors, to_json
+from cifarctl.files import PRETRAINED, to_json
 from cifarctl.hardware import memory_format
 from cifarctl.models.base import Autoencoder, Classifier, Model
 from cifarctl.names import is_text
+from cifarctl.sealed_file import load_sealed, save_sealed
 from cifarctl.version import __version__
 from cifarctl.wording import with_article
 
@@ -69,7 +69,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
         "cifarctl_version": info.cifarctl_version,
         "created": info.created or datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    save_tensors(path, tensors, metadata)
+    save_sealed(path, tensors, metadata)
 
 
 def resolve(reference: Path | None, kind: models.Kind) -> Path:
@@ -202,7 +202,7 @@ def _read_tensors(path: Path, expected: Mapping[str, Tensor], optional: frozense
             raise WeightsError(f"{path}: tensor {name} is {'unexpected' if name in found else 'missing'}")
         if (size := path.stat().st_size) > 8 * sum(tensor.numel() for tensor in expected.values()) + _HEADER_BYTES:
             raise WeightsError(f"{path}: {size:,} bytes are more than its model's tensors can take")
-        tensors = load(path.read_bytes())
+        tensors, *_ = load_sealed(path)
         return {name: tensors[name] for name in names if name in found}
     # The last four: an unknown dtype, or a file that has changed in between.
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:

@@ -17,11 +17,11 @@ from cifarctl import models, weights
 from cifarctl.cli import training
 from cifarctl.distributed import ALONE
 from cifarctl.files import move_file, to_json
+from cifarctl.sealed_file import load_sealed
 from cifarctl.training import run_dir
 from cifarctl.training.loop import EpochDone
 from cifarctl.training.preflight import check_batch
 from cifarctl.training.recipes import recipe_for
-from cifarctl.training.sealed_file import load_sealed
 from cifarctl.version import __version__
 
 from support import Cifarctl, model_bytes, start, wait_for_line

@@ -39,6 +39,7 @@ def changed(path: Path, change: Change) -> Path:
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
+    del metadata["sha256"]  # as files of version 0.2 and before
     change(tensors, metadata)
     save_file(tensors, path, metadata)
     return path
@@ -56,6 +57,17 @@ def test_a_model_comes_back_with_every_bit(classifier_file: Path) -> None:
     assert not loaded.training
 
 
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.9])  # in the metadata, and among the weights
+def test_a_flipped_bit_is_noticed(classifier_file: Path, place: float) -> None:
+    content = bytearray(classifier_file.read_bytes())
+    start = content.index(b'"classes"')
+    at = content.index(b"dog", start) if place < 0.1 else int(place * len(content))
+    content[at] ^= 1
+    classifier_file.write_bytes(content)
+    with pytest.raises(WeightsError, match="its contents do not match its SHA-256"):
+        weights.load_classifier(classifier_file, CPU)
+
+
 def test_the_metadata_is_what_the_design_says(classifier_file: Path) -> None:
     with safe_open(classifier_file, framework="pt") as file:
         metadata = file.metadata()
@@ -70,6 +82,7 @@ def test_the_metadata_is_what_the_design_says(classifier_file: Path) -> None:
         "training",
         "cifarctl_version",
         "created",
+        "sha256",
     }
     assert set(metadata) == names
     assert metadata["format"] == "1"

@@ -16,7 +16,7 @@ from cifarctl.data.contents import SPLITS
 from cifarctl.data.fingerprint import describe_changes
 from cifarctl.errors import RunDirError
 from cifarctl.files import to_json
-from cifarctl.training.sealed_file import load_sealed, save_sealed
+from cifarctl.sealed_file import load_sealed, save_sealed
 
 _FORMAT = "2"
 _EARLY_FORMAT = "1"  # of cifarctl 0.2 and before: without a digest, and without what the checkpoint belongs to

@@ -118,7 +118,7 @@ class TestBeforeTheFirstStep:
 class TestWhatIsSkipped:
     def test_hidden_things_are_no_images_and_no_classes(self, data: Path) -> None:
         expected = Source(str(data)).load("train")
-        for hidden in (".ipynb_checkpoints/000-checkpoint.png", "__MACOSX/._000.png"):
+        for hidden in (".ipynb_checkpoints/000-checkpoint.png", "__MACOSX/._000.png", "@eaDir/000.png"):
             picture(data / "train" / hidden)
             picture(data / "train" / "cat" / hidden)
         (data / "train" / "dog" / "._000.png").write_bytes(b"\0\5\x16\7")

@@ -34,7 +34,7 @@ def test_the_suffixes_are_those_that_pillow_registers_for_the_formats() -> None:
 
 def test_hidden_files_and_folders_are_passed_over_at_every_level_and_the_rest_is_counted(tmp_path: Path) -> None:
     touch(tmp_path, "a.jfif", ".b.png", "._a.jfif", "notes.txt", "README", "c/x.TXT", "c/d.avif")
-    touch(tmp_path, ".ipynb_checkpoints/a.png", "__MACOSX/a.png", "c/__MACOSX/._d.avif", "c/.git/x.txt")
+    touch(tmp_path, ".ipynb_checkpoints/a.png", "__MACOSX/a.png", "c/__MACOSX/._d.avif", "c/.git/x.txt", "@eaDir/a.png")
     images = find_images(tmp_path)
     assert [path.name for path in images] == ["a.jfif", "d.avif"]
     assert images.ignored == {".txt": 2, "": 1}

@@ -18,13 +18,14 @@ def check_target(option: str, path: Path | None, inputs: Iterable[Path] = (), su
     if not path.is_file():
         return
     from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
+    from cifarctl.data.own_runs import is_run
 
     place = path.resolve()
     is_image = path.suffix.lower() in FORMAT_OF_SUFFIX
     for each in map(Path.resolve, inputs):
         if place == each or (is_image and each in place.parents):
             raise UsageError(f"{option} {path}: it would replace one of the files that are read", hint=_ANOTHER)
-    if path.name in FILES and (path.parent / "config.json").exists():
+    if path.name in FILES and is_run(path.parent):
         raise UsageError(f"{option} {path}: it would replace a file of the run {path.parent}", hint=_ANOTHER)
 
 

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from cifarctl.data.decoders import FILES_IN_THREADS, DecoderProcesses
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX, why_not_read
 from cifarctl.data.image_opening import bytes_when_opened, is_png, open_image, without_metadata
+from cifarctl.data.own_runs import is_run
 from cifarctl.data.pixels import to_array
 from cifarctl.errors import ImageError, UsageError
 from cifarctl.wording import counted
@@ -33,7 +34,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its warnings 
 EXAMPLE = Path(__file__).with_name("example.jpg")  # Chelsea the cat, by Stefan van der Walt (CC0)
 _EXAMPLE_NAME = str(EXAMPLE)
 _KINDS_SHOWN = 5
-_SKIPPED = frozenset({"__MACOSX", "@eaDir"})  # what a Mac's archiver, and a Synology's thumbnails, lie in
+SKIPPED = frozenset({"__MACOSX", "@eaDir"})  # what a Mac's archiver, and a Synology's thumbnails, lie in
 
 _LARGE_IMAGE_BYTES = 16_000_000
 _LONG_FILE_BYTES = 64_000_000
@@ -236,7 +237,7 @@ class ImageFiles:
     """Iterate over image files: the given files themselves, and for each given folder the files under it, at any depth,
     whose suffix is that of an image. In each folder, files come in sorted order, before those of subfolders.
 
-    Names that start with a dot are skipped, and `_SKIPPED`. Links to folders are followed once each, after all else.
+    Names that start with a dot are skipped, and `SKIPPED`. Links to folders are followed once each, after all else.
     A folder that cannot be listed is yielded itself, so that reading it gives the error.
 
     ignored: the number of other files, by suffix in lower case. example: the first of them. empty: the given folders
@@ -289,7 +290,7 @@ class ImageFiles:
             seen.add(identity)
             subfolders: list[str] = []
             for entry in entries:
-                if entry.name.startswith(".") or entry.name in _SKIPPED:
+                if entry.name.startswith(".") or entry.name in SKIPPED:
                     continue
                 if _is_folder(entry):
                     (links if entry.is_symlink() else subfolders).append(entry.path)
@@ -314,7 +315,7 @@ def expand(paths: Iterable[Path]) -> ImageFiles:
 
 
 def _no_run(path: Path) -> Path:
-    if all(os.path.isfile(path / name) for name in ("config.json", "model.safetensors")):  # noqa: PTH113 (as above)
+    if os.path.isdir(path) and is_run(path):  # noqa: PTH112 (as above; most are files, of which there may be many)
         raise UsageError(f"{path}: the folder of a training run, not of pictures", hint=f"`model` {path} takes the run")
     return path
 

@@ -7,6 +7,7 @@ from typing import get_args
 
 from cifarctl.data.fingerprint import listed
 from cifarctl.data.image_formats import FORMAT_OF_SUFFIX
+from cifarctl.data.images import SKIPPED
 from cifarctl.data.kind import Stored
 from cifarctl.errors import DataError
 
@@ -58,7 +59,7 @@ def visible(folder: Path) -> list[Path]:
     """What is in `folder`, sorted, without hidden entries. Raises DataError if it cannot be listed."""
     try:
         entries: Iterable[Path] = folder.iterdir()
-        return sorted(each for each in entries if not each.name.startswith(".") and each.name != "__MACOSX")
+        return sorted(each for each in entries if not each.name.startswith(".") and each.name not in SKIPPED)
     except NotADirectoryError:
         raise DataError(f"{folder}: not a folder", hint=EXPECTED) from None
     except OSError as error:
